@@ -1,0 +1,113 @@
+"""What a bundle says about itself: the dataclasses behind ``manifest.json``, format 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgecv.errors import InputError
+from edgecv.preprocess import Preprocess
+from edgecv.tensors import TensorSpec
+
+__all__ = ["FORMAT", "Accuracy", "FileRecord", "Graph", "Manifest", "Parity", "Source", "Variant"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The inputs and outputs of one graph, the same in every variant."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far one set of answers is from the reference's on the same inputs.
+
+    ``max_abs`` and ``mean_abs`` are in the output's own unit, ``cosine`` is the smallest over the samples,
+    ``top1_agreement`` the share of samples whose largest output is the same (``None`` where that means nothing).
+    """
+
+    samples: int
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    top1_agreement: float | None
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"parity needs at least one sample, got {self.samples}")
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of right answers on ``samples`` labelled images; ``interval`` is Wilson's 95 % interval for top-1."""
+
+    top1: float
+    top5: float
+    samples: int
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The graphs of a bundle in one format and precision.
+
+    ``graphs`` names each graph's main file; ``requires`` the oldest library versions it was written for.
+    """
+
+    backend: str
+    precision: str
+    graphs: dict[str, str]
+    requires: dict[str, str] = field(default_factory=dict)
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the bundle comes from: enough to make it again, no path and no time of day."""
+
+    edgecv: str
+    recipe: dict[str, Any] | None = None
+    dataset: str | None = None
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """The identity of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The truth about a bundle; every file but the manifest itself is listed in ``files``."""
+
+    format: int
+    name: str
+    task: str
+    graphs: dict[str, Graph]
+    preprocess: Preprocess
+    postprocess: dict[str, Any]
+    labels: str | None
+    variants: dict[str, Variant]
+    source: Source
+    files: dict[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        if not self.graphs or not self.variants:
+            raise InputError("a manifest names at least one graph and one variant")
+        for name, variant in self.variants.items():
+            if set(variant.graphs) != set(self.graphs):
+                raise InputError(f"variant {name!r} must hold the graphs {sorted(self.graphs)}")
+
+    @property
+    def named_files(self) -> list[str]:
+        """The files that variants and labels refer to; each must be listed in ``files``."""
+        graphs = [path for variant in self.variants.values() for path in variant.graphs.values()]
+        return graphs + ([self.labels] if self.labels else [])
