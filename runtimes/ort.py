@@ -1,0 +1,125 @@
+"""Sessions on ONNX Runtime."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from edgecv.errors import InputError, one_line
+from edgecv.runtimes.session import Session, SessionOptions
+from edgecv.tensors import Array, TensorSpec
+
+__all__ = ["OrtSession"]
+
+DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+# ONNX Runtime derives each of these from Exception, not from a class of its own.
+ERRORS: tuple[type[Exception], ...] = (
+    state.EPFail,
+    state.EngineError,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.ModelLoaded,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+
+
+class OrtSession(Session):
+    """An ``.onnx`` or ``.ort`` file on ONNX Runtime's CPU provider."""
+
+    backend = "onnxruntime"
+    suffixes = (".onnx", ".ort")
+
+    def __init__(self, path: str | Path, options: SessionOptions | None = None) -> None:
+        options = options or SessionOptions()
+        if options.device != "cpu":
+            raise InputError(f"backend 'onnxruntime' runs on device 'cpu', got {options.device!r}")
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+            settings.inter_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            inputs = [_spec(node) for node in session.get_inputs()]
+            outputs = [_spec(node) for node in session.get_outputs()]
+        except ERRORS as error:
+            raise InputError(f"onnxruntime cannot open {path}: {one_line(error)}") from error
+        super().__init__(inputs, outputs, options)
+        self._session: Any = session
+        self._names = [spec.name for spec in outputs]
+        self._bindings = threading.local()
+
+    @classmethod
+    def open(cls, path: Path, options: SessionOptions) -> OrtSession:
+        return cls(path, options)
+
+    @staticmethod
+    def describe() -> str:
+        return f"onnxruntime {onnxruntime.__version__} (CPU)"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": onnxruntime.__version__}
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            results = self._session.run(self._names, inputs)
+        except ERRORS as error:
+            raise InputError(f"onnxruntime could not run the graph: {one_line(error)}") from error
+        return dict(zip(self._names, results, strict=True))
+
+    def _run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        try:
+            self._session.run_with_iobinding(self._bind(inputs, outputs))
+        except ERRORS as error:
+            raise InputError(f"onnxruntime could not run the graph: {one_line(error)}") from error
+
+    def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """The calling thread's binding of these arrays, kept as long as the same arrays come again."""
+        wanted = [*(inputs[spec.name] for spec in self.inputs), *(outputs[name] for name in self._names)]
+        held: list[Array] = getattr(self._bindings, "arrays", [])
+        if len(held) == len(wanted) and all(a is b for a, b in zip(held, wanted, strict=True)):
+            return self._bindings.binding
+        binding = self._session.io_binding()
+        for spec in self.inputs:
+            array = inputs[spec.name]
+            if array.flags.c_contiguous:
+                binding.bind_input(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_cpu_input(spec.name, array)
+        for name in self._names:
+            array = outputs[name]
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        cacheable = all(inputs[spec.name].flags.c_contiguous for spec in self.inputs)
+        self._bindings.arrays = wanted if cacheable else []
+        self._bindings.binding = binding
+        return binding
+
+    def _close(self) -> None:
+        self._session = None
+        self._bindings = threading.local()
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in DTYPES:
+        raise InputError(f"tensor {node.name!r} is a {node.type}; edgecv handles numeric tensors only")
+    shape = None if node.shape is None else tuple(s if isinstance(s, int) and s > 0 else None for s in node.shape)
+    return TensorSpec(node.name, DTYPES[node.type], shape)

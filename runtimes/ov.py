@@ -1,0 +1,140 @@
+"""Sessions on OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from edgecv.errors import InputError, one_line
+from edgecv.runtimes.session import Session, SessionOptions
+from edgecv.tensors import Array, TensorSpec
+
+__all__ = ["OvSession"]
+
+ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError)
+
+
+class OvSession(Session):
+    """An ``.xml`` (OpenVINO IR) or ``.onnx`` file on an OpenVINO device.
+
+    Arithmetic is kept in the graph's own precision: without that hint OpenVINO runs fp32 graphs in bf16 or fp16 on
+    the devices that are faster so, and answers would depend on the device.
+    """
+
+    backend = "openvino"
+    suffixes = (".xml", ".onnx")
+
+    def __init__(self, path: str | Path, options: SessionOptions | None = None) -> None:
+        options = options or SessionOptions()
+        core = openvino.Core()
+        try:
+            model = core.read_model(str(path))
+            self._compiled: Any = core.compile_model(model, options.device.upper(), _config(options))
+            inputs = [_spec(port, f"input_{i}") for i, port in enumerate(self._compiled.inputs)]
+            outputs = [_spec(port, f"output_{i}") for i, port in enumerate(self._compiled.outputs)]
+        except ERRORS as error:
+            raise InputError(f"openvino cannot open {path}: {one_line(error)}") from error
+        super().__init__(inputs, outputs, options)
+        self._idle: deque[_Request] = deque()
+        self._direct = threading.local()
+
+    @classmethod
+    def open(cls, path: Path, options: SessionOptions) -> OvSession:
+        return cls(path, options)
+
+    @staticmethod
+    def describe() -> str:
+        return f"openvino {openvino.__version__.partition('-')[0]} ({', '.join(openvino.Core().available_devices)})"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"openvino": openvino.__version__}
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = _Request(self._compiled.create_infer_request(), self.inputs, self.outputs)
+        try:
+            return request.run(inputs)
+        except ERRORS as error:
+            raise InputError(f"openvino could not run the graph: {one_line(error)}") from error
+        finally:
+            self._idle.append(request)
+
+    def _run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        try:
+            self._bind(inputs, outputs).infer()
+        except ERRORS as error:
+            raise InputError(f"openvino could not run the graph: {one_line(error)}") from error
+
+    def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """The calling thread's request on these arrays, kept as long as the same arrays come again."""
+        wanted = [*(inputs[spec.name] for spec in self.inputs), *(outputs[spec.name] for spec in self.outputs)]
+        held: list[Array] = getattr(self._direct, "arrays", [])
+        if len(held) == len(wanted) and all(a is b for a, b in zip(held, wanted, strict=True)):
+            return self._direct.request
+        request = self._compiled.create_infer_request()
+        for index, spec in enumerate(self.inputs):
+            array = inputs[spec.name]
+            request.set_input_tensor(index, openvino.Tensor(array, shared_memory=bool(array.flags.c_contiguous)))
+        for index, spec in enumerate(self.outputs):
+            request.set_output_tensor(index, openvino.Tensor(outputs[spec.name], shared_memory=True))
+        cacheable = all(inputs[spec.name].flags.c_contiguous for spec in self.inputs)
+        self._direct.arrays = wanted if cacheable else []
+        self._direct.request = request
+        return request
+
+    def _close(self) -> None:
+        self._compiled = None
+        self._idle.clear()
+        self._direct = threading.local()
+
+
+class _Request:
+    """One infer request with input buffers of its own: binding them once is much cheaper than per call."""
+
+    def __init__(self, request: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self._request = request
+        self._inputs = inputs
+        self._outputs = outputs
+        self._buffers: list[Array | None] = [None] * len(inputs)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        for index, spec in enumerate(self._inputs):
+            array = inputs[spec.name]
+            buffer = self._buffers[index]
+            if buffer is None or buffer.shape != array.shape:
+                buffer = self._buffers[index] = np.empty(array.shape, array.dtype)
+                self._request.set_input_tensor(index, openvino.Tensor(buffer, shared_memory=True))
+            np.copyto(buffer, array)
+        self._request.infer()
+        return {spec.name: self._output(index) for index, spec in enumerate(self._outputs)}
+
+    def _output(self, index: int) -> Array:
+        result: Array = self._request.get_output_tensor(index).data.copy()
+        return result
+
+
+def _config(options: SessionOptions) -> dict[str, Any]:
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if options.device == "cpu":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+        if options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+    return config
+
+
+def _spec(port: Any, fallback: str) -> TensorSpec:
+    names = sorted(port.get_names())
+    partial = port.get_partial_shape()
+    shape = None
+    if not partial.rank.is_dynamic:
+        shape = tuple(None if size.is_dynamic else size.get_length() for size in partial)
+    return TensorSpec(names[0] if names else fallback, np.dtype(port.get_element_type().to_dtype()).name, shape)
