@@ -1,0 +1,6 @@
+"""What an app calls: preprocessing, sessions and postprocessing in one object."""
+
+from edgecv.pipelines.classifier import Classification, Classifier
+from edgecv.pipelines.loading import load
+
+__all__ = ["Classification", "Classifier", "load"]

@@ -1,0 +1,5 @@
+"""Measuring latency: raw samples, the conditions they were taken under, and a page to look at."""
+
+from edgecv.profiling.measure import Conditions, Profile, example_inputs, profile
+
+__all__ = ["Conditions", "Profile", "example_inputs", "profile"]
