@@ -1,0 +1,46 @@
+"""ONNX graph to OpenVINO IR: an ``.xml`` file with its ``.bin`` weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+from edgecv.converters.registry import Converter
+from edgecv.errors import ConversionError, one_line
+
+__all__ = ["CONVERTER", "openvino_from_onnx"]
+
+
+def openvino_from_onnx(onnx_path: Path, folder: Path) -> Path:
+    """Write IR with uncompressed weights into ``folder`` and return the ``.xml`` file.
+
+    The C++ reader is used, not ``openvino.convert_model``, which reports each use to its makers where
+    openvino-telemetry is installed.
+
+    Raises:
+        ConversionError: OpenVINO refuses the graph.
+    """
+    target = folder / onnx_path.with_suffix(".xml").name
+    try:
+        model = openvino.Core().read_model(str(onnx_path))
+        _number_anew(model)
+        openvino.save_model(model, str(target), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ConversionError(f"OpenVINO {openvino.__version__} refuses the graph: {one_line(error)}") from error
+    return target
+
+
+def _number_anew(model: Any) -> None:
+    """Number the nodes that OpenVINO named itself by their place in the graph, not by a counter of the process.
+
+    Without it the same graph gives other bytes each time it is converted.
+    """
+    for index, node in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{re.escape(node.get_type_name())}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
+
+
+CONVERTER = Converter("openvino", {"openvino": "2024.4"}, openvino_from_onnx)
