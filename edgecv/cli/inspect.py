@@ -1,0 +1,89 @@
+"""``edgecv inspect``: what a bundle, a checkpoint or a model file holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edgecv.bundle import Bundle
+from edgecv.cli.common import add_json, print_json, table
+from edgecv.runtimes import open_session
+from edgecv.schema import encode
+
+EXAMPLE = "edgecv inspect digits --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a bundle, a checkpoint, or a model file")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.model.is_dir():
+        return _bundle(Bundle.load(args.model), args.json)
+    facts = _checkpoint(args.model) if args.model.suffix == ".safetensors" else _file(args.model)
+    if args.json:
+        print_json(facts)
+    else:
+        print("\n".join(f"{key:<12}{value}" for key, value in facts.items() if value is not None))
+    return 0
+
+
+def _bundle(bundle: Bundle, as_json: bool) -> int:
+    manifest = bundle.manifest
+    if as_json:
+        print_json({"path": bundle.path, "sha256": bundle.sha256, "manifest": manifest})
+        return 0
+    print(
+        f"{manifest.name}: {manifest.task}, {len(bundle.labels)} labels, sha256 {bundle.sha256[:12]}, every file intact"
+    )
+    for name, graph in manifest.graphs.items():
+        ends = [", ".join(f"{spec.name}: {spec}" for spec in side) for side in (graph.inputs, graph.outputs)]
+        print(f"graph {name}: {' -> '.join(ends)}")
+    pre = manifest.preprocess
+    print(f"preprocess: {pre.size[0]}x{pre.size[1]}, resize {pre.resize}, mean {pre.mean}, std {pre.std}, {pre.color}")
+    if accuracy := manifest.source.accuracy:
+        low, high = accuracy.interval
+        print(
+            f"accuracy: top-1 {accuracy.top1:.4f} ({low:.4f} to {high:.4f}) on {accuracy.samples} images, when trained"
+        )
+    rows = []
+    for name, variant in manifest.variants.items():
+        files = [key for key in manifest.files if key.startswith(f"{name}/")]
+        size = sum(manifest.files[key].size_bytes for key in files)
+        needs = ", ".join(f"{library} >= {version}" for library, version in variant.requires.items())
+        parity = f"{variant.parity.max_abs:.3g} on {variant.parity.samples}" if variant.parity else "not compared"
+        rows.append((name, variant.backend, f"{size / 1e6:.2f}", needs, parity))
+    print()
+    print(table(rows, ("variant", "backend", "MB", "needs", "largest difference")))
+    return 0
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from edgecv.models import count
+    from edgecv.models.checkpoint import read_checkpoint
+
+    network, card = read_checkpoint(path)
+    counts = count(network, card.preprocess.size) if card.preprocess else None
+    return {
+        "model": card.recipe.architecture,
+        "options": card.recipe.options,
+        "labels": len(card.labels),
+        "preprocess": encode(card.preprocess),
+        "accuracy": encode(card.accuracy),
+        "dataset": card.dataset,
+        "parameters": counts.parameters if counts else None,
+        "macs": counts.macs if counts else None,
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with open_session(path) as session:
+        return {
+            "file": str(path),
+            "size_bytes": path.stat().st_size,
+            "inputs": {spec.name: str(spec) for spec in session.inputs},
+            "outputs": {spec.name: str(spec) for spec in session.outputs},
+            "opened by": session.reason,
+        }
