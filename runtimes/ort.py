@@ -90,7 +90,7 @@ class OrtSession(Session):
         try:
             self._session.run_with_iobinding(self._bind(inputs, outputs))
         except ERRORS as error:
-            raise InputError(f"onnxruntime could not run the graph: {one_line(error)}") from error
+            raise InputError(f"onnxruntime could not run the graph into these outputs: {one_line(error)}") from error
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
         """The calling thread's binding of these arrays, kept as long as the same arrays come again."""

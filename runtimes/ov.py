@@ -69,27 +69,35 @@ class OvSession(Session):
             self._idle.append(request)
 
     def _run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        try:
-            self._bind(inputs, outputs).infer()
-        except ERRORS as error:
-            raise InputError(f"openvino could not run the graph: {one_line(error)}") from error
-
-    def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
-        """The calling thread's request on these arrays, kept as long as the same arrays come again."""
         wanted = [*(inputs[spec.name] for spec in self.inputs), *(outputs[spec.name] for spec in self.outputs)]
         held: list[Array] = getattr(self._direct, "arrays", [])
-        if len(held) == len(wanted) and all(a is b for a, b in zip(held, wanted, strict=True)):
-            return self._direct.request
+        try:
+            if len(held) == len(wanted) and all(a is b for a, b in zip(held, wanted, strict=True)):
+                self._direct.request.infer()
+            else:
+                self._bind(inputs, outputs, wanted)
+        except ERRORS as error:
+            raise InputError(f"openvino could not run the graph into these outputs: {one_line(error)}") from error
+
+    def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], wanted: list[Array]) -> None:
+        """Run on new arrays, and keep the calling thread's request on them for when the same ones come again.
+
+        OpenVINO quietly gives an output tensor of another shape memory of its own, so shapes are checked afterwards.
+        """
         request = self._compiled.create_infer_request()
         for index, spec in enumerate(self.inputs):
             array = inputs[spec.name]
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=bool(array.flags.c_contiguous)))
         for index, spec in enumerate(self.outputs):
             request.set_output_tensor(index, openvino.Tensor(outputs[spec.name], shared_memory=True))
+        request.infer()
+        for index, spec in enumerate(self.outputs):
+            shape = list(request.get_output_tensor(index).shape)
+            if shape != list(outputs[spec.name].shape):
+                raise InputError(f"output {spec.name!r} has shape {shape}, got {list(outputs[spec.name].shape)}")
         cacheable = all(inputs[spec.name].flags.c_contiguous for spec in self.inputs)
         self._direct.arrays = wanted if cacheable else []
         self._direct.request = request
-        return request
 
     def _close(self) -> None:
         self._compiled = None
