@@ -119,7 +119,7 @@ def _verify(path: Path, manifest: Manifest) -> None:
 
 def _stays_inside(name: str) -> bool:
     pure = PurePosixPath(name)
-    plain = bool(name) and not any(char in name for char in "\\\0:") and str(pure) == name
+    plain = bool(pure.parts) and not any(char in name for char in "\\\0:") and str(pure) == name
     return plain and not pure.is_absolute() and ".." not in pure.parts and name != MANIFEST
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -59,7 +60,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         refuse_occupied(path)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:  # another writer was faster, or the parent is gone
+            raise InputError(f"cannot create {path}: {one_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,15 +91,10 @@ def _prefix(path: Path) -> str:
 
 def _clear_abandoned(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at the same ``path``."""
-    for left in path.parent.glob(f"{glob_escape(_prefix(path))}*"):
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
         owner = left.name.removeprefix(_prefix(path)).partition("-")[0]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def glob_escape(text: str) -> str:
-    """Escape what ``Path.glob`` would read as a pattern."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
 
 def _alive(process: int) -> bool:
