@@ -10,6 +10,7 @@ import openvino
 
 from edgecv.converters.registry import Converter
 from edgecv.errors import ConversionError, one_line
+from edgecv.runtimes.ov import ERRORS, read_model
 
 __all__ = ["CONVERTER", "openvino_from_onnx"]
 
@@ -17,18 +18,17 @@ __all__ = ["CONVERTER", "openvino_from_onnx"]
 def openvino_from_onnx(onnx_path: Path, folder: Path) -> Path:
     """Write IR with uncompressed weights into ``folder`` and return the ``.xml`` file.
 
-    The C++ reader is used, not ``openvino.convert_model``, which reports each use to its makers where
-    openvino-telemetry is installed.
+    ``openvino.convert_model`` is not used: it reports each use to its makers where openvino-telemetry is installed.
 
     Raises:
         ConversionError: OpenVINO refuses the graph.
     """
     target = folder / onnx_path.with_suffix(".xml").name
     try:
-        model = openvino.Core().read_model(str(onnx_path))
+        model = read_model(onnx_path)
         _number_anew(model)
         openvino.save_model(model, str(target), compress_to_fp16=False)
-    except RuntimeError as error:
+    except ERRORS as error:
         raise ConversionError(f"OpenVINO {openvino.__version__} refuses the graph: {one_line(error)}") from error
     return target
 

@@ -37,7 +37,7 @@ ERRORS: tuple[type[Exception], ...] = (
     state.NotImplemented,
     state.RuntimeException,
     RuntimeError,
-    UnicodeDecodeError,
+    ValueError,
 )
 
 
@@ -52,12 +52,14 @@ class OrtSession(Session):
         if options.device != "cpu":
             raise InputError(f"backend 'onnxruntime' runs on device 'cpu', got {options.device!r}")
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed
+        settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed (nor by the fallback)
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
             settings.inter_op_num_threads = 1
         try:
-            session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(path), settings, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             inputs = [_spec(node) for node in session.get_inputs()]
             outputs = [_spec(node) for node in session.get_outputs()]
         except ERRORS as error:

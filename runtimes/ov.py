@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino import frontend
 
 from edgecv.errors import InputError, one_line
 from edgecv.runtimes.session import Session, SessionOptions
@@ -17,7 +18,18 @@ from edgecv.tensors import Array, TensorSpec
 
 __all__ = ["OvSession"]
 
-ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError)
+FORMATS = {".xml": "ir", ".onnx": "onnx"}
+# Those of the front ends derive from Exception, not from a class of their own.
+ERRORS: tuple[type[Exception], ...] = (
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class OvSession(Session):
@@ -28,14 +40,13 @@ class OvSession(Session):
     """
 
     backend = "openvino"
-    suffixes = (".xml", ".onnx")
+    suffixes = tuple(FORMATS)
 
     def __init__(self, path: str | Path, options: SessionOptions | None = None) -> None:
         options = options or SessionOptions()
-        core = openvino.Core()
         try:
-            model = core.read_model(str(path))
-            self._compiled: Any = core.compile_model(model, options.device.upper(), _config(options))
+            model = read_model(Path(path))
+            self._compiled: Any = openvino.Core().compile_model(model, options.device.upper(), _config(options))
             inputs = [_spec(port, f"input_{i}") for i, port in enumerate(self._compiled.inputs)]
             outputs = [_spec(port, f"output_{i}") for i, port in enumerate(self._compiled.outputs)]
         except ERRORS as error:
@@ -128,6 +139,16 @@ class _Request:
     def _output(self, index: int) -> Array:
         result: Array = self._request.get_output_tensor(index).data.copy()
         return result
+
+
+def read_model(path: Path) -> Any:
+    """Read a model file with the reader for its suffix.
+
+    ``openvino.Core.read_model`` tries every format it knows on a broken file, and some of those readers write to the
+    terminal.
+    """
+    reader = frontend.FrontEndManager().load_by_framework(FORMATS[path.suffix.lower()])
+    return reader.convert(reader.load(str(path)))
 
 
 def _config(options: SessionOptions) -> dict[str, Any]:

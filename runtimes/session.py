@@ -53,6 +53,8 @@ class Session(ABC):
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: SessionOptions | None = None
     ) -> None:
+        if not outputs:
+            raise InputError("the graph has no outputs")
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.options = options or SessionOptions()

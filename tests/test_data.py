@@ -38,7 +38,7 @@ def test_the_digits_are_split_once_and_for_all() -> None:
     train, test = digits("train"), digits("test")
     assert (len(train), len(test)) == (1437, 360)
     frame, target = test[0]
-    assert (frame.shape, frame.dtype, target) == ((8, 8, 3), np.uint8, 0)
+    assert (frame.shape, frame.dtype.name, target) == ((8, 8, 3), "uint8", 0)
     assert int(max(train[i][0].max() for i in range(50))) == 255
     seen = {train[i][0].tobytes() for i in range(len(train))}
     assert not any(test[i][0].tobytes() in seen for i in range(len(test)))
