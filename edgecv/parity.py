@@ -70,7 +70,8 @@ def compare(reference: Array, answer: Array, tolerance: float) -> Parity:
         raise InputError(f"answers of shape {list(answer.shape)} cannot be compared with {list(reference.shape)}")
     wanted = reference.astype(np.float64).reshape(len(reference), -1)
     got = answer.astype(np.float64).reshape(len(answer), -1)
-    difference = np.abs(wanted - got)
+    with np.errstate(invalid="ignore"):  # answers may be infinite
+        difference = np.abs(wanted - got)
     top1 = float((wanted.argmax(1) == got.argmax(1)).mean()) if reference.ndim == 2 and reference.shape[1] > 1 else None
     return Parity(
         samples=len(reference),
@@ -169,7 +170,8 @@ def _cosine(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
     """The smallest cosine over the samples; 0 where one side is all zeros and the other is not."""
     norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
     same = (wanted == got).all(axis=1)
-    cosines = np.where(same, 1.0, (wanted * got).sum(axis=1) / np.where(norms == 0, np.inf, norms))
+    with np.errstate(invalid="ignore"):  # answers may be infinite
+        cosines = np.where(same, 1.0, (wanted * got).sum(axis=1) / np.where(norms == 0, np.inf, norms))
     return round(float(np.nan_to_num(cosines).min()), 9)
 
 
