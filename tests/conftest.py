@@ -21,7 +21,7 @@ def require(name: str) -> None:
     if reason and name in os.environ.get("EDGECV_REQUIRE", "").split(","):
         pytest.fail(f"EDGECV_REQUIRE demands {name}: {reason}")
     if reason:
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def _missing(name: str) -> str:

@@ -89,9 +89,11 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path}: this edgecv reads checkpoint format {FORMAT}; update edgecv")
     card = decode(Card, header, f"{path}: header")
-    network = card.recipe.build()
     try:
+        network = card.recipe.build()
         network.load_state_dict(weights, strict=True)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit the recipe: {one_line(error)}") from error
     return network.eval(), card

@@ -58,6 +58,7 @@ class TrainConfig:
         _between("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         _between("label_smoothing", self.label_smoothing, 0, 1)
         _between("ema_decay", self.ema_decay, 0, 1)
+        _between("seed", self.seed, 0, 2**32 - 1)
         _between("workers", self.workers, 0, 1024)
         if self.optimizer not in ("adamw", "sgd"):
             raise InputError(f"optimizer is 'adamw' or 'sgd', got {self.optimizer!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import pickle  # noqa: TID251  (only to name the error of torch.load, which reads tensors and plain values alone)
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from edgecv.files import refuse_occupied, write_file
 from edgecv.schema import dumps, encode, loads
 
 __all__ = ["EpochRecord", "RunFolder"]
+
+BROKEN = (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class RunFolder:
         if not self._state.is_file():
             return None
         try:
+            _check_sums(self._state)
             state: dict[str, Any] = torch.load(self._state, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        except BROKEN as error:
             raise InputError(f"{self._state} is broken ({one_line(error)}); remove {self.path}") from error
         return state
 
@@ -76,3 +81,10 @@ class RunFolder:
             return
         keys = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
         raise InputError(f"{self.path} holds a run with other settings ({', '.join(keys)}); choose another folder")
+
+
+def _check_sums(path: Path) -> None:
+    """torch saves a zip archive: any damage shows in the checksums of its members, before anything is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} was changed")
