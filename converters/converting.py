@@ -20,13 +20,14 @@ from edgecv.files import new_folder, write_file
 from edgecv.manifest import FORMAT, Accuracy, Graph, Manifest, Parity, Source, Variant
 from edgecv.models.recipe import recipe_of
 from edgecv.parity import BATCH, worst_gate
+from edgecv.pipelines.classifier import Activation, Scores
 from edgecv.pipelines.frames import run_frames
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
 from edgecv.runtimes.pt import TorchSession
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import SessionOptions
-from edgecv.schema import encode
+from edgecv.schema import decode, encode
 from edgecv.tensors import Array, TensorSpec
 
 __all__ = ["ConvertOptions", "convert"]
@@ -51,10 +52,13 @@ class ConvertOptions:
 
     name: str | None = None
     onnx: OnnxOptions = field(default_factory=OnnxOptions)
-    activation: str = "softmax"
+    activation: Activation = "softmax"
     dataset: str | None = None
     accuracy: Accuracy | None = None
     parity: bool = True
+
+    def __post_init__(self) -> None:
+        decode(Scores, {"activation": self.activation}, "options")
 
 
 def convert(
@@ -89,7 +93,7 @@ def convert(
             "convert needs samples: some real images, to compare every variant with the network on (or parity=False)"
         )
     steps = {backend: converter(backend) for backend in _distinct(backends)}
-    job = _Job(network, preprocess, tuple(labels), samples if options.parity else None, options)
+    job = _Job(network, preprocess, labels, samples if options.parity else None, options)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         name = options.name or Path(out).name
         progress("export to ONNX", 0, 1)
@@ -117,13 +121,13 @@ class _Job:
         self,
         network: nn.Module,
         preprocess: Preprocess,
-        labels: tuple[str, ...],
+        labels: Sequence[str],
         samples: Sequence[NDArray[np.uint8]] | None,
         options: ConvertOptions,
     ) -> None:
         self._network = network
         self._preprocess = preprocess
-        self._labels = labels
+        self._labels = tuple(labels)
         self._samples = samples
         self._options = options
         self._reference = _reference(network, preprocess)

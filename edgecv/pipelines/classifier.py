@@ -21,6 +21,7 @@ from edgecv.schema import decode
 __all__ = ["Classification", "Classifier"]
 
 Frame = NDArray[np.uint8]
+Activation = Literal["softmax", "sigmoid", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How logits become scores: the ``postprocess`` of a classification bundle."""
+    """How logits become scores: the ``postprocess`` of a classification bundle. ``decode`` checks the name."""
 
-    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    activation: Activation = "softmax"
 
 
 class Classifier:
@@ -53,11 +54,11 @@ class Classifier:
         session: Session,
         preprocess: Preprocess,
         labels: Sequence[str] = (),
-        activation: Literal["softmax", "sigmoid", "none"] = "softmax",
+        activation: Activation = "softmax",
     ) -> None:
         self.session = session
         self.preprocess = preprocess
-        self.activation = activation
+        self.activation = decode(Scores, {"activation": activation}, "classifier").activation
         self._output = _output_name(session, preprocess)
         classes = _classes(session)
         if labels and classes is not None and len(labels) != classes:
@@ -127,7 +128,7 @@ class Classifier:
         return self.labels[index] if index < len(self.labels) else str(index)
 
 
-def activate(logits: NDArray[Any], activation: str) -> NDArray[np.float32]:
+def activate(logits: NDArray[Any], activation: Activation) -> NDArray[np.float32]:
     """Turn logits ``[batch, classes]`` into scores; computed in a way that cannot overflow."""
     values = logits.astype(np.float32, copy=False)
     if activation == "softmax":
