@@ -2,8 +2,8 @@
 
     python benchmarks/interface_cost.py [--rounds 30]
 
-Writes benchmarks/results/interface_cost.json. A ratio is the median over rounds of (ours / raw) within one round, so
-that a disturbed round counts once. Close everything else first.
+Writes benchmarks/results/interface_cost.json and prints the README's table. A ratio is the median over rounds of
+(ours / raw) within one round, so that a disturbed round counts once. Close everything else first.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgecv.profiling.system import library_versions, load_average, machine
 from edgecv.schema import dumps
 
 RESULTS = Path(__file__).parent / "results" / "interface_cost.json"
+WAYS = ("run", "run_into", "raw again")
 Call = Callable[[], Any]
 
 
@@ -78,13 +79,14 @@ def graphs(folder: Path) -> dict[str, Path]:
 
 
 def calls_for(path: Path, backend: str) -> dict[str, Call]:
-    """The raw runtime as its documentation calls it, then ours, all on one thread."""
+    """The raw runtime as its documentation calls it, the same again (how far off chance is), then ours; one thread."""
     session = edgecv.open_session(path, backend=backend, threads=1)
     size = session.inputs[0].shape[1] if session.inputs[0].shape else 0
     feed = {"image": np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.uint8)}
     into = session.run(feed)
-    raw = raw_onnxruntime(path, feed) if backend == "onnxruntime" else raw_openvino(path, feed)
-    return {"raw": raw, "run": lambda: session.run(feed), "run_into": lambda: session.run_into(feed, into)}
+    make = raw_onnxruntime if backend == "onnxruntime" else raw_openvino
+    ours: dict[str, Call] = {"run": lambda: session.run(feed), "run_into": lambda: session.run_into(feed, into)}
+    return {"raw": make(path, feed), "raw again": make(path, feed), **ours}
 
 
 def raw_onnxruntime(path: Path, feed: dict[str, Any]) -> Call:
@@ -114,6 +116,17 @@ def import_seconds(statement: str, repeats: int = 7) -> float:
     return statistics.median(once(statement) - once("pass") for _ in range(repeats))
 
 
+def readme_table(results: dict[str, Any]) -> str:
+    """The README's figures, from what was written."""
+    lines = ["| graph | backend | raw call | `run` | `run_into` | raw call again |", "|---|---|---|---|---|---|"]
+    for graph, backends in results["calls"].items():
+        for backend, ways in backends.items():
+            cells = [f"{ways['raw']['median_us']:.0f} µs"]
+            cells += [f"{ways[way]['ratio']:.2f} ({ways[way]['more_than_raw_us']:+.1f} µs)" for way in WAYS]
+            lines.append(f"| {graph} | {backend} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
@@ -139,7 +152,9 @@ def main() -> None:
         for statement in ("import numpy", "import edgecv", "import edgecv; edgecv.load", "import onnxruntime")
     }
     print(imports)
-    RESULTS.write_text(dumps({"conditions": conditions, "calls": calls, "import_seconds": imports}))
+    results = {"conditions": conditions, "calls": calls, "import_seconds": imports}
+    RESULTS.write_text(dumps(results))
+    print(readme_table(results))
 
 
 if __name__ == "__main__":

@@ -209,6 +209,7 @@ def _measure(
     start = clock()
     samples: list[float] = []
     elapsed = reported = 0.0
+    progress("profile", 0, duration_s)
     while elapsed < duration_s:
         samples.append(_time(session, feed, clock))
         elapsed = (clock() - start) / 1e9

@@ -1,0 +1,75 @@
+"""The README: its examples run as written, and its figures are those of the programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecv.cli.main import main
+from tests.conftest import require
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "onnx", "onnxruntime", "openvino", "sklearn", "opencv"):
+        require(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_examples_run(tmp_path: Path) -> None:
+    """Pasted one after another, with one epoch instead of many."""
+    names: dict[str, Any] = {}
+    for block in _blocks("python"):
+        exec(re.sub(r"epochs=\d+", "epochs=1, warmup_epochs=0", block), names)  # noqa: S102  (our own text)
+    assert (tmp_path / "out" / "digits" / "manifest.json").is_file()
+    assert (tmp_path / "out" / "onnxruntime.json").is_file()
+    assert names["best"].label in "0123456789"
+
+
+def test_the_command_line_examples_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((20, 30, 3), np.uint8))
+    lines = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("edgecv ")]
+    assert len(lines) == 8
+    for line in lines:
+        argv = shlex.split(line, comments=True)[1:]
+        quick = [{"epochs=16": "epochs=1", "5": "0.2"}.get(arg, arg) for arg in argv]
+        if quick[0] == "train":
+            quick.append("warmup_epochs=0")
+        assert main(quick) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    program = ROOT / "benchmarks" / "interface_cost.py"
+    spec = importlib.util.spec_from_file_location("interface_cost", program)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    results = json.loads(benchmark.RESULTS.read_text())
+    assert benchmark.readme_table(results) in README
+    for milliseconds in (results["import_seconds"]["import edgecv"], results["import_seconds"]["import numpy"]):
+        assert f"{milliseconds * 1e3:.0f} ms" in README
+    assert "@" not in README
+
+
+def test_every_file_it_names_is_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`([a-z_/]+\.py)`", README):
+        assert [path for path in ROOT.rglob(Path(name).name) if ".venv" not in path.parts], name
