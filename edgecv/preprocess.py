@@ -20,6 +20,7 @@ __all__ = ["Placement", "Preprocess", "check_frame", "resize"]
 
 Frame = NDArray[np.uint8]
 Triple = tuple[float, float, float]
+Interpolation = Literal["bilinear", "bicubic"]
 LIMIT = 16384  # pixels a side: above it a frame is a mistake, not a picture
 
 
@@ -53,6 +54,7 @@ class Preprocess:
         mean, std: of values 0-1, in RGB order whatever ``color`` says.
         color: the channel order the network was trained with; frames are always RGB.
         pad_value: the grey level of letterbox bars, 0-255.
+        interpolation: ``"bicubic"`` for networks that were trained so.
     """
 
     size: tuple[int, int]
@@ -61,6 +63,7 @@ class Preprocess:
     std: Triple = (1.0, 1.0, 1.0)
     color: Literal["rgb", "bgr"] = "rgb"
     pad_value: int = 114
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -100,28 +103,29 @@ class Preprocess:
         return Placement(scale, (left - view.columns.first, top - view.rows.first))
 
     def _view(self, height: int, width: int) -> _View:
+        axis = functools.partial(_Axis, self.interpolation)
         if self.resize is None:
-            return _View(_Axis(height, self.size[0]), _Axis(width, self.size[1]), (0, 0))
+            return _View(axis(height, self.size[0]), axis(width, self.size[1]), (0, 0))
         if self.resize == "letterbox":
             scale = min(self.size[0] / height, self.size[1] / width)
             tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
             corner = ((self.size[0] - tall) // 2, (self.size[1] - wide) // 2)
-            return _View(_Axis(height, tall), _Axis(width, wide), corner)
+            return _View(axis(height, tall), axis(width, wide), corner)
         short = min(height, width)
         tall, wide = int(self.resize * height / short), int(self.resize * width / short)
         top, left = round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2)
-        return _View(_Axis(height, tall, top, self.size[0]), _Axis(width, wide, left, self.size[1]), (0, 0))
+        return _View(axis(height, tall, top, self.size[0]), axis(width, wide, left, self.size[1]), (0, 0))
 
 
-def resize(frame: Frame, height: int, width: int) -> Frame:
-    """Resize a uint8 frame ``[any, any, 3]`` by area-weighted bilinear interpolation.
+def resize(frame: Frame, height: int, width: int, interpolation: Interpolation = "bilinear") -> Frame:
+    """Resize a uint8 frame ``[any, any, 3]`` by area-weighted interpolation.
 
-    The filter is the triangle of Pillow's ``BILINEAR`` and torch's ``interpolate(antialias=True)``: it widens when
-    shrinking, so nothing aliases. Sums are float32 and rounded once, so a value may differ from Pillow's (which
-    rounds twice) by one level.
+    The filters are Pillow's ``BILINEAR`` and ``BICUBIC``, which are torch's ``interpolate(antialias=True)``: they widen
+    when shrinking, so nothing aliases. Sums are float32 and rounded once, so a value may differ from Pillow's (which
+    rounds twice) by one level, more at bicubic overshoots.
     """
     check_frame(frame)
-    return _resample(frame, _Axis(frame.shape[0], height), _Axis(frame.shape[1], width))
+    return _resample(frame, _Axis(interpolation, frame.shape[0], height), _Axis(interpolation, frame.shape[1], width))
 
 
 def check_frame(frame: object) -> None:
@@ -147,8 +151,9 @@ def _hint(frame: NDArray[Any]) -> str:
 
 
 class _Axis(NamedTuple):
-    """Resize ``source`` pixels to ``resized``, then keep ``count`` of them from ``first`` on (all by default)."""
+    """Resize ``source`` pixels to ``resized``, then keep ``kept`` of them from ``first`` on (all by default)."""
 
+    interpolation: Interpolation
     source: int
     resized: int
     first: int = 0
@@ -179,22 +184,34 @@ class _Band(NamedTuple):
     weights: NDArray[np.float32]
 
 
+def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(0.0, 1.0 - distance)
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cubic of Keys, 1981, with a = -0.5, as Pillow has it."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+KERNELS = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}  # how far each reaches, in input pixels
 BAND = 16  # output pixels per matrix product: wide enough for BLAS, narrow enough to skip the zeros
 
 
 @functools.lru_cache(maxsize=64)
 def _bands(axis: _Axis) -> tuple[_Band, ...]:
-    """Triangle-filter weights, cut into dense blocks so that both passes are matrix products."""
+    """The filter's weights, cut into dense blocks so that both passes are matrix products."""
+    radius, kernel = KERNELS[axis.interpolation]
     scale = axis.source / axis.resized
-    support = max(scale, 1.0)
+    stretch = max(scale, 1.0)
     centres = (np.arange(axis.size) + axis.first + 0.5) * scale
     bands = []
     for start in range(0, axis.size, BAND):
         stop = min(start + BAND, axis.size)
-        low = max(0, int(centres[start] - support))
-        high = min(axis.source, int(np.ceil(centres[stop - 1] + support)))
-        distance = np.abs(np.arange(low, high)[None, :] + 0.5 - centres[start:stop, None]) / support
-        weights = np.maximum(0.0, 1.0 - distance)
+        low = max(0, int(centres[start] - radius * stretch))
+        high = min(axis.source, int(np.ceil(centres[stop - 1] + radius * stretch)))
+        weights = kernel(np.abs(np.arange(low, high)[None, :] + 0.5 - centres[start:stop, None]) / stretch)
         weights /= weights.sum(axis=1, keepdims=True)
         bands.append(_Band(slice(start, stop), slice(low, high), weights.astype(np.float32)))
     return tuple(bands)
@@ -216,6 +233,8 @@ def _resample(frame: Frame, rows: _Axis, columns: _Axis) -> Frame:
     for out, source, weights in column_bands:
         np.matmul(weights, turned[source.start - first : source.stop - first], out=wide[out])
     np.rint(wide, out=wide)
+    if columns.interpolation == "bicubic":  # which overshoots at edges
+        np.clip(wide, 0, 255, out=wide)
     return np.ascontiguousarray(wide.astype(np.uint8).reshape(columns.size, rows.size, 3).transpose(1, 0, 2))
 
 
@@ -234,5 +253,7 @@ def _check(spec: Preprocess) -> None:
         raise InputError(f"std is above 0 in every channel, got {spec.std!r}")
     if spec.color not in ("rgb", "bgr"):
         raise InputError(f"color is 'rgb' or 'bgr', got {spec.color!r}")
+    if spec.interpolation not in KERNELS:
+        raise InputError(f"interpolation is 'bilinear' or 'bicubic', got {spec.interpolation!r}")
     if not isinstance(spec.pad_value, int) or not 0 <= spec.pad_value <= 255:
         raise InputError(f"pad_value is 0 to 255, got {spec.pad_value!r}")

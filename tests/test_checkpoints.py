@@ -22,7 +22,7 @@ from edgecv import Preprocess, models  # noqa: E402
 from edgecv.manifest import Accuracy  # noqa: E402
 from edgecv.models.checkpoint import read_checkpoint  # noqa: E402
 
-OPTIONS = {"num_classes": 3, "stem": "small"}
+OPTIONS: dict[str, Any] = {"num_classes": 3, "stem": "small"}
 
 
 def _save(path: Path, **card: Any) -> torch.nn.Module:
@@ -33,7 +33,8 @@ def _save(path: Path, **card: Any) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_architecture_comes_back(name: str, tmp_path: Path) -> None:
-    network = models.create(name, **OPTIONS).train()
+    options = {"dims": 3} if name == "embedding" else OPTIONS
+    network = models.create(name, **options).train()
     edgecv.save_checkpoint(network, tmp_path / "a.safetensors")
     back = edgecv.load_checkpoint(tmp_path / "a.safetensors")
     assert not back.training
@@ -102,7 +103,7 @@ CARD = {"format": 1, "recipe": {"architecture": "squeezenet1_1", "options": OPTI
         ({**CARD, "format": 2}, "reads checkpoint format 1; update edgecv"),
         ({"format": 1}, "lacks the key 'recipe'"),
         ({**CARD, "colour": "red"}, "unknown key 'colour'"),
-        ({**CARD, "recipe": {"architecture": "os:system"}}, "unknown model 'os:system'"),
+        ({**CARD, "recipe": {"architecture": "os:system"}}, "unknown model library 'os'"),
         ({**CARD, "recipe": {"architecture": "squeezenet1_1", "options": {"x": 1}}}, "unknown option 'x'"),
         ({**CARD, "recipe": {"architecture": "squeezenet1_1", "options": {"num_classes": 4}}}, "do not fit the recipe"),
         ({**CARD, "recipe": {"architecture": "resnet18"}}, "do not fit the recipe"),

@@ -89,7 +89,9 @@ def test_models_are_counted(edgecv: Run) -> None:
     require("torch")
     status, out, _ = edgecv("models", "--json")
     assert status == 0
-    assert json.loads(out)["models"]["mobilenet_v2"] == {"parameters": 3504872, "macs": 300774272}
+    assert json.loads(out)["models"]["mobilenet_v2"] == {
+        "size": [224, 224], "parameters": 3504872, "macs": 300774272,
+    }  # fmt: skip
 
 
 def test_a_checkpoint_and_a_bundle_agree(edgecv: Run, work: Path) -> None:

@@ -25,14 +25,15 @@ def _frame(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     ("source", "target"),
     [((8, 8), (32, 32)), ((97, 131), (32, 48)), ((480, 640), (224, 224)), ((1, 1), (5, 7)), ((50, 3), (7, 90))],
 )
-def test_resizing_is_torchs_antialiased_bilinear(source: tuple[int, int], target: tuple[int, int]) -> None:
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resizing_is_torchs_antialiased_filter(source: tuple[int, int], target: tuple[int, int], mode: Any) -> None:
     require("torch")
     import torch
 
     frame = _frame(*source)
     image = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-    wanted = torch.nn.functional.interpolate(image, target, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    difference = np.abs(resize(frame, *target).astype(np.float64) - wanted.numpy())
+    wanted = torch.nn.functional.interpolate(image, target, mode=mode, antialias=True)[0].permute(1, 2, 0)
+    difference = np.abs(resize(frame, *target, mode).astype(np.float64) - wanted.clamp(0, 255).numpy())
     assert difference.max() <= 0.502  # rounding to whole levels, and float32 sums
 
 
@@ -40,7 +41,8 @@ def test_resizing_is_torchs_antialiased_bilinear(source: tuple[int, int], target
 @settings(max_examples=60, deadline=None)
 def test_a_frame_of_one_colour_stays_so(height: int, width: int, tall: int, wide: int, level: int) -> None:
     frame = np.full((height, width, 3), level, np.uint8)
-    assert np.array_equal(resize(frame, tall, wide), np.full((tall, wide, 3), level, np.uint8))
+    for mode in ("bilinear", "bicubic"):
+        assert np.array_equal(resize(frame, tall, wide, mode), np.full((tall, wide, 3), level, np.uint8))
 
 
 def test_crops_are_torchvisions() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,10 @@ LAYERS = [
     {"edgecv.preprocess", "edgecv.images"},
     {"edgecv.manifest"},
     {"edgecv.bundle", "edgecv.data"},
+    {"edgecv.datasets"},
     {"edgecv.runtimes"},
     {"edgecv.pipelines"},
-    {"edgecv.evaluation", "edgecv.parity"},
+    {"edgecv.evaluation", "edgecv.parity", "edgecv.verification"},
     {"edgecv.profiling"},
     {"edgecv.testing"},
     {"edgecv.models"},
@@ -41,6 +43,7 @@ LAYERS = [
 TORCH_SIDE = ("edgecv.models", "edgecv.training", "edgecv.converters", "edgecv.runtimes.pt")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm")
 RUNTIME_MODULES = {"edgecv.runtimes.ort": "onnxruntime", "edgecv.runtimes.ov": "openvino"}
+LIBRARY_MODULES = {"edgecv.models.from_timm": "timm", "edgecv.models.from_torchvision": "torchvision"}
 
 
 def _module(path: Path) -> str:
@@ -92,18 +95,21 @@ def _packages_of(name: str) -> set[str]:
     return {".".join(parts[:i]) for i in range(1, len(parts))}
 
 
+def _natural(name: str) -> tuple[bool, bool, str]:
+    """Constants, classes, then functions; numbers in names by their size: ruff's order."""
+    return not name.isupper(), name[:1].islower(), re.sub(r"\d+", lambda match: match[0].zfill(6), name)
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("edgecv.cli")])
 def test_public_names_are_listed_sorted_and_there(module: str) -> None:
     if module.startswith(TORCH_SIDE):
         pytest.importorskip("torch")
         pytest.importorskip("onnx")
-    if module in RUNTIME_MODULES:
-        pytest.importorskip(RUNTIME_MODULES[module])
+    if module in {**RUNTIME_MODULES, **LIBRARY_MODULES}:
+        pytest.importorskip({**RUNTIME_MODULES, **LIBRARY_MODULES}[module])
     loaded = importlib.import_module(module)
     names = loaded.__all__
-    assert list(names) == sorted(names, key=lambda name: (not name.isupper(), name[:1].islower(), name)) or (
-        list(names) == sorted(names)
-    )
+    assert list(names) == sorted(names, key=_natural)
     assert all(hasattr(loaded, name) for name in names)
 
 
@@ -186,11 +192,12 @@ def test_versions_and_extras_are_true() -> None:
     assert project["version"] == edgecv.__version__
     extras = project["optional-dependencies"]
     wanted = {"train", "convert", "vision", "onnxruntime", "openvino", "tensorrt", "profile", "dev", "all"}
-    assert set(extras) == wanted
+    unpinned = {"tensorrt", *LIBRARY_MODULES.values()}
+    assert set(extras) == wanted | unpinned
     pins = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for extra, needs in extras.items():
         names = {_requirement(need) for need in needs} - {"edgecv"}
-        assert extra == "tensorrt" or names <= pins, f"{extra}: {names - pins} have no pin in constraints.txt"
+        assert extra in unpinned or names <= pins, f"{extra}: {names - pins} have no pin in constraints.txt"
 
 
 def _requirement(text: str) -> str:

@@ -25,7 +25,7 @@ from edgecv.schema import dumps
 EXAMPLE = "edgecv demo --out demo"
 
 MODEL = "mobilenet_v2"
-OPTIONS = {"num_classes": 10, "width": 0.5, "stem": "small"}
+OPTIONS: dict[str, Any] = {"num_classes": 10, "width": 0.5, "stem": "small"}
 PREPROCESS = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SETTINGS: dict[str, Any] = {"batch_size": 128, "learning_rate": 8e-3, "augment": "digits"}
 BACKENDS = ("onnxruntime", "openvino")

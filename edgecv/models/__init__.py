@@ -3,6 +3,18 @@
 from edgecv.models.checkpoint import load_checkpoint, save_checkpoint
 from edgecv.models.counting import Counts, count
 from edgecv.models.framed import Framed
-from edgecv.models.recipe import Recipe, create, names, recipe_of
+from edgecv.models.recipe import Recipe, create, names, native_size, preprocess_of, recipe_of
 
-__all__ = ["Counts", "Framed", "Recipe", "count", "create", "load_checkpoint", "names", "recipe_of", "save_checkpoint"]
+__all__ = [
+    "Counts",
+    "Framed",
+    "Recipe",
+    "count",
+    "create",
+    "load_checkpoint",
+    "names",
+    "native_size",
+    "preprocess_of",
+    "recipe_of",
+    "save_checkpoint",
+]
