@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 
 from edgecv.errors import BackendUnavailable, InputError
 from edgecv.images import SUFFIXES, find_images, read_image
+from edgecv.plugins import Table
 
-__all__ = ["ArraySamples", "ImageFolder", "Samples", "digits", "hold_out", "open_frames", "open_samples"]
+__all__ = [
+    "DATASETS",
+    "ArraySamples",
+    "ImageFolder",
+    "Samples",
+    "digits",
+    "hold_out",
+    "open_frames",
+    "open_samples",
+]
 
 Frame = NDArray[np.uint8]
 
@@ -156,11 +166,35 @@ def digits(split: Literal["train", "test"]) -> ArraySamples:
     return ArraySamples(frames, targets[chosen].tolist(), tuple("0123456789"))
 
 
+def digits_named(part: str, split: Literal["train", "test"]) -> ArraySamples:
+    """``"digits"`` with what stands behind its colon, which overrules ``split``."""
+    return digits(part or split)  # type: ignore[arg-type]  # digits itself refuses what is not a split
+
+
+# Each is called with what stands behind the colon and the split.
+DATASETS = Table(
+    kind="data set",
+    group="edgecv.datasets",
+    builtin={
+        "digits": "edgecv.data:digits_named",
+        "cifar10": "edgecv.datasets:cifar10",
+        "fashion_mnist": "edgecv.datasets:fashion_mnist",
+        "mnist": "edgecv.datasets:idx",
+    },
+)
+
+
 def open_samples(source: str | Path, split: Literal["train", "test"] = "test", labels: Sequence[str] = ()) -> Samples:
-    """Open labelled images by name: ``"digits"``, ``"digits:train"``, ``"digits:test"`` or an image folder's path."""
-    name, _, part = str(source).partition(":")
-    if name == "digits" and not Path(str(source)).is_dir():
-        return digits(part or split)  # type: ignore[arg-type]  # digits itself refuses what is not a split
+    """Open labelled images by name.
+
+    ``"digits"``, ``"digits:train"`` or ``"digits:test"``; ``"cifar10:PATH"``, ``"mnist:PATH"`` or
+    ``"fashion_mnist:PATH"`` for files the user has; or an image folder's path, with a sub-folder per class.
+    ``labels`` is a network's: an image folder's classes are then numbered as the network has them.
+    """
+    name, _, rest = str(source).partition(":")
+    if name in DATASETS.names() and not Path(str(source)).exists():
+        found: Samples = DATASETS.load(name)(rest, split)
+        return found
     return ImageFolder(source, labels or None)
 
 
@@ -179,7 +213,7 @@ def open_frames(source: str | Path, limit: int | None = None) -> Sequence[Frame]
         if not files:
             raise InputError(f"{path} holds no image ({', '.join(SUFFIXES)})")
         return _Files([files[i] for i in spread(len(files), limit)])
-    if str(source).partition(":")[0] != "digits":
+    if str(source).partition(":")[0] not in DATASETS.names():
         raise InputError(f"{source} does not exist; an image, a folder of images or 'digits' was expected")
     return _Frames(open_samples(source), limit)
 

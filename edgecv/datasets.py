@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from edgecv.data import ArraySamples, Samples
 from edgecv.errors import InputError, one_line
-from edgecv.images import _opencv, _refuse_truncated
+from edgecv.images import decode_image
 
-__all__ = ["FASHION_MNIST", "cifar10", "idx"]
+__all__ = ["FASHION_MNIST", "cifar10", "fashion_mnist", "idx"]
 
 # fmt: off
 FASHION_MNIST = (
@@ -95,6 +95,11 @@ def idx(path: str | Path, split: Split = "test", labels: Sequence[str] | None = 
     return ArraySamples(np.repeat(grey[..., None], 3, axis=-1), targets, names)
 
 
+def fashion_mnist(path: str | Path, split: Split = "test") -> ArraySamples:
+    """Fashion-MNIST: ``idx`` with its ten class names (Xiao, Rasul & Vollgraf, 2017, arXiv:1708.07747)."""
+    return idx(path, split, FASHION_MNIST)
+
+
 class _Jpegs:
     """Samples held as JPEG bytes, decoded when they are asked for."""
 
@@ -112,7 +117,7 @@ class _Jpegs:
     def __getitem__(self, index: int) -> tuple[Frame, int]:
         place = range(len(self))[index]
         data = self._jpeg[self._offsets[place] : self._offsets[place + 1]].tobytes()
-        return _decode(f"{place} of {self._path}", data), self._targets[place]
+        return _decode(f"image {place} of {self._path}", data), self._targets[place]
 
 
 class _Inert:
@@ -215,16 +220,9 @@ def _open_npz(path: Path) -> _Jpegs:
 
 
 def _decode(name: str, data: bytes) -> Frame:
-    """JPEG bytes as a frame ``[32, 32, 3]``; ``name`` says which they are."""
-    cv2 = _opencv()
-    _refuse_truncated(name, data)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise InputError(f"image {name} cannot be decoded: {one_line(error)}") from error
-    if image is None or image.shape != (32, 32, 3):
-        raise InputError(f"image {name} is not a JPEG of 32x32 pixels that OpenCV can read")
-    frame: Frame = np.ascontiguousarray(image[..., ::-1])
+    frame = decode_image(data, name)
+    if frame.shape != (32, 32, 3):
+        raise InputError(f"{name} has {frame.shape[0]}x{frame.shape[1]} pixels; 32x32 was expected")
     return frame
 
 

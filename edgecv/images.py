@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgecv.errors import BackendUnavailable, InputError, one_line
 
-__all__ = ["SUFFIXES", "find_images", "read_image"]
+__all__ = ["SUFFIXES", "decode_image", "find_images", "read_image"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -23,18 +23,24 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         InputError: the file is missing, not an image, or cut short (OpenCV alone would fill the rest with grey).
         BackendUnavailable: OpenCV is not installed.
     """
-    cv2 = _opencv()
+    _opencv()
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read image {path}: {one_line(error.strerror or error)}") from error
-    _refuse_truncated(path, data)
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file as ``read_image`` does; ``name`` stands in messages."""
+    cv2 = _opencv()
+    _refuse_truncated(name, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error as error:
-        raise InputError(f"{path} cannot be decoded as an image: {one_line(error)}") from error
+        raise InputError(f"{name} cannot be decoded as an image: {one_line(error)}") from error
     if image is None:
-        raise InputError(f"{path} is not an image that OpenCV can read")
+        raise InputError(f"{name} is not an image that OpenCV can read")
     frame: NDArray[np.uint8] = np.ascontiguousarray(image[..., ::-1])
     return frame
 
@@ -52,7 +58,7 @@ def _opencv() -> ModuleType | Any:
     return cv2
 
 
-def _refuse_truncated(path: str | Path, data: bytes) -> None:
+def _refuse_truncated(name: str, data: bytes) -> None:
     """Decoders forgive a missing end; a dataset or a device must not."""
     complete = True
     if data.startswith(b"\xff\xd8"):  # JPEG: an end-of-image marker after the last start of scan
@@ -65,4 +71,4 @@ def _refuse_truncated(path: str | Path, data: bytes) -> None:
     elif data.startswith(b"BM"):
         complete = len(data) >= int.from_bytes(data[2:6], "little")
     if not complete:
-        raise InputError(f"image {path} is cut short ({len(data)} bytes): its end is missing")
+        raise InputError(f"{name} is cut short ({len(data)} bytes): its end is missing")

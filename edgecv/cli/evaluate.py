@@ -14,7 +14,9 @@ EXAMPLE = "edgecv evaluate digits --data digits --backend openvino"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a bundle, or a checkpoint (on torch)")
-    parser.add_argument("--data", required=True, help="'digits', or a folder with one sub-folder of images per class")
+    parser.add_argument(
+        "--data", required=True, help="'digits', 'cifar10:PATH', or a folder with one sub-folder of images per class"
+    )
     add_backend(parser)
     add_json(parser)
 

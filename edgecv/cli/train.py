@@ -16,7 +16,7 @@ EXAMPLE = "edgecv train digits --out runs/digits --size 32 --option width=0.5 --
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="'digits', or a folder with one sub-folder of images per class")
+    parser.add_argument("data", help="'digits', 'cifar10:PATH', or a folder with one sub-folder of images per class")
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="fields of edgecv.TrainConfig, such as epochs=16"
     )

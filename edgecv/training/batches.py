@@ -69,11 +69,12 @@ def batches(
     The same ``seed`` gives the same batches, whatever ``workers`` is.
     """
     augment = augment or Augment()
-    generator = torch.Generator().manual_seed(seed)
+    # Two generators: workers fetch ahead, so the order in which one would be drawn from depends on their number.
+    order, changes = (torch.Generator().manual_seed(seed + part) for part in (0, 1 << 40))
     prepared = _Prepared(data, preprocess, augment, seed)
-    loader = DataLoader(prepared, size, shuffle=shuffle, generator=generator, num_workers=workers)
+    loader = DataLoader(prepared, size, shuffle=shuffle, generator=order, num_workers=workers)
     for images, targets in loader:
-        yield (images if images.is_floating_point() else augment.apply(images, generator)), targets
+        yield (images if images.is_floating_point() else augment.apply(images, changes)), targets
 
 
 def labels_of(data: Data) -> tuple[str, ...]:
