@@ -58,20 +58,24 @@ class Augment:
             return images
         values = images.permute(0, 3, 1, 2).float()
         if any((self.flip, self.rotate_deg, self.zoom, self.shift)):
-            grid = functional.affine_grid(self._affine(len(images), generator), list(values.shape), align_corners=False)
+            matrices = self._affine(len(images), images.shape[1] / images.shape[2], generator)
+            grid = functional.affine_grid(matrices, list(values.shape), align_corners=False)
             values = functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
         if self.brightness or self.contrast:
             values = self._tone(values, generator)
         return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
-    def _affine(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random matrices ``[count, 2, 3]`` from output to input coordinates."""
+    def _affine(self, count: int, ratio: float, generator: torch.Generator) -> Tensor:
+        """Random matrices ``[count, 2, 3]`` from output to input coordinates, both -1 to 1; ratio: height to width."""
         angle = _uniform(count, self.rotate_deg, generator) * (torch.pi / 180)
         scale = 1 + _uniform(count, self.zoom, generator)
         mirror = torch.where(torch.rand(count, generator=generator) < (0.5 if self.flip else 0), -1.0, 1.0)
         cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
         move_x, move_y = (2 * _uniform(count, self.shift, generator) for _ in range(2))
-        rows = [torch.stack([cos * mirror, -sin, move_x], 1), torch.stack([sin * mirror, cos, move_y], 1)]
+        rows = [
+            torch.stack([cos * mirror, -sin * ratio, move_x], 1),
+            torch.stack([sin * mirror / ratio, cos, move_y], 1),
+        ]
         return torch.stack(rows, 1)
 
     def _tone(self, values: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,12 +88,13 @@ class Augment:
 PRESETS = {
     "none": Augment(),
     "digits": Augment(rotate_deg=10, zoom=0.1, shift=0.08),
+    "small_photos": Augment(flip=True, shift=0.125),
     "photos": Augment(crop=(0.35, 1.0), flip=True, brightness=0.2, contrast=0.2),
 }
 
 
 def preset(name: str) -> Augment:
-    """An augmentation by name: ``"none"``, ``"digits"`` (no mirroring) or ``"photos"``."""
+    """An augmentation by name: ``"none"``, ``"digits"`` (no mirroring), ``"small_photos"`` or ``"photos"``."""
     if name not in PRESETS:
         raise InputError(unknown("augmentation", name, PRESETS))
     return PRESETS[name]

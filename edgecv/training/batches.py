@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from edgecv.errors import InputError
 from edgecv.preprocess import Preprocess, check_frame
 from edgecv.training.augment import Augment
+from edgecv.training.randaugment import RandAugment
 
 __all__ = ["Data", "batches", "labels_of"]
 
@@ -60,6 +61,7 @@ def batches(
     *,
     size: int,
     augment: Augment | None = None,
+    randaugment: RandAugment | None = None,
     seed: int = 0,
     shuffle: bool = False,
     workers: int = 0,
@@ -74,7 +76,10 @@ def batches(
     prepared = _Prepared(data, preprocess, augment, seed)
     loader = DataLoader(prepared, size, shuffle=shuffle, generator=order, num_workers=workers)
     for images, targets in loader:
-        yield (images if images.is_floating_point() else augment.apply(images, changes)), targets
+        if not images.is_floating_point():
+            images = augment.apply(images, changes)
+            images = randaugment.apply(images, changes) if randaugment else images
+        yield images, targets
 
 
 def labels_of(data: Data) -> tuple[str, ...]:
