@@ -49,13 +49,13 @@ class ArraySamples:
             raise InputError(f"target {wrong[0]} is not an index into the {len(labels)} labels")
         self.labels = tuple(labels)
         self._frames = frames
-        self._targets = [int(target) for target in targets]
+        self.targets = tuple(int(target) for target in targets)
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Frame, int]:
-        return self._frames[index], self._targets[index]
+        return self._frames[index], self.targets[index]
 
 
 class ImageFolder:
@@ -85,6 +85,7 @@ class ImageFolder:
             if not files:
                 raise InputError(f"class folder {root / name} holds no image ({', '.join(SUFFIXES)})")
             self._items += [(file, index[name]) for file in files]
+        self.targets = tuple(target for _, target in self._items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -131,6 +132,12 @@ class _Part:
         self.labels = samples.labels
         self._samples = samples
         self._indices = indices
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The class of each sample; images are read only where the whole has no ``targets``."""
+        known = getattr(self._samples, "targets", None)
+        return tuple(self._samples[i][1] if known is None else int(known[i]) for i in self._indices)
 
     def __len__(self) -> int:
         return len(self._indices)

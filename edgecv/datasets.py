@@ -109,15 +109,15 @@ class _Jpegs:
         self._path = path
         self._jpeg = jpeg
         self._offsets = offsets
-        self._targets = targets
+        self.targets = tuple(targets)
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Frame, int]:
         place = range(len(self))[index]
         data = self._jpeg[self._offsets[place] : self._offsets[place + 1]].tobytes()
-        return _decode(f"image {place} of {self._path}", data), self._targets[place]
+        return _decode(f"image {place} of {self._path}", data), self.targets[place]
 
 
 class _Inert:

@@ -292,7 +292,7 @@ def test_images_that_are_no_jpeg_of_32_pixels_are_named(tmp_path: Path) -> None:
         _write_npz(tmp_path / "a.npz", [b"text", good[:-2], large, good, b"\xff\xd8\xff\xda\xff\xd9"], [0] * 5)
     )
     assert samples[3][0].shape == (32, 32, 3)
-    for place, telling in ((0, "32x32"), (1, "cut short"), (2, "32x32"), (4, "32x32")):
+    for place, telling in ((0, "not an image"), (1, "cut short"), (2, "32x33 pixels"), (4, "image")):
         _refused(lambda place=place: samples[place], rf"image {place} of .*a\.npz", telling)  # type: ignore[misc]
 
 

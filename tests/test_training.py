@@ -29,7 +29,8 @@ from edgecv.data import ArraySamples, ImageFolder  # noqa: E402
 from edgecv.models.checkpoint import read_checkpoint  # noqa: E402
 from edgecv.training import TrainResult  # noqa: E402
 from edgecv.training.batches import batches  # noqa: E402
-from edgecv.training.loop import learning_rate  # noqa: E402
+from edgecv.training.config import learning_rate  # noqa: E402
+from edgecv.training.objective import distillation_loss  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 PREPROCESS = Preprocess(size=(16, 16))
@@ -88,15 +89,92 @@ def _same(first: nn.Module, second: nn.Module) -> bool:
         {"channels_last": False, "augment": "none"},
         {"batch_size": 59},  # the last batch has one image
         {"augment": "photos"},
+        {"augment": "none", "mixup": 0.2, "cutmix": 0.5},
+        {"randaugment": 3},
+        {"schedule": "step", "milestones": (0.5, 0.9), "clip_norm": 5.0},
+        {"deterministic": True},
     ],
 )
 def test_it_learns(changes: dict[str, Any]) -> None:
     result = _train(_config(**{"epochs": 12, "learning_rate": 2e-2, **changes}))
     assert result.accuracy.top1 > 0.8
     assert result.accuracy.samples == 30
-    assert result.history[result.best_epoch].val_top1 == result.accuracy.top1
+    assert result.history[result.best_epoch].val_score == result.accuracy.top1
     assert not result.network.training
     assert result.history[-1].train_loss < result.history[0].train_loss
+
+
+def test_every_change_of_the_data_survives_an_interruption(tmp_path: Path) -> None:
+    config = _config(randaugment=5, mixup=0.3, cutmix=0.3, clip_norm=1.0, schedule="step")
+    whole = _train(config)
+
+    def interrupt(stage: str, done: float, total: float) -> None:
+        if done > 0.6 * total:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        _train(config, out=tmp_path / "run", progress=interrupt)
+    assert _same(whole.network, _train(config, out=tmp_path / "run").network)
+
+
+def test_a_teacher_is_followed() -> None:
+    """With all of the loss on the teacher, labels do not matter: a student of wrong ones learns the right ones."""
+    teacher = _train(_config(epochs=12, learning_rate=2e-2)).network
+    right = _samples(60)
+    wrong: Any = [(right[i][0], 0) for i in range(60)]
+    config = _config(epochs=12, learning_rate=2e-2, distill_weight=1.0, distill_temperature=2.0)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = edgecv.train(_network(), wrong, _samples(30, 1), config, preprocess=PREPROCESS, teacher=teacher)
+    assert student.accuracy.top1 > 0.7
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    with pytest.raises(InputError, match=r"the teacher gives \[16, 3, 16, 16\] where the network gives \[16, 3\]"):
+        _train(teacher=nn.Conv2d(3, 3, 1, bias=False))
+
+
+def test_the_distillation_loss_is_that_of_the_definition() -> None:
+    student, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.0, 3.0, 1.0]])
+    wanted, got = (torch.softmax(logits / 4, 1) for logits in (teacher, student))
+    divergence = (wanted * (wanted.log() - got.log())).sum() * 16
+    assert torch.allclose(distillation_loss(student, teacher, 4.0), divergence)
+    assert distillation_loss(student, student + 7, 4.0).abs() < 1e-6  # logits may be moved
+    gradients = []
+    for temperature in (20.0, 200.0):  # at high temperature the gradient does not depend on it (section 2.1)
+        logits = student.clone().requires_grad_()
+        distillation_loss(logits, teacher, temperature).backward()  # type: ignore[no-untyped-call]
+        assert logits.grad is not None
+        gradients.append(logits.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=0.03)
+
+
+def test_a_run_that_gets_no_better_ends_early() -> None:
+    result = _train(_config(epochs=40, patience=2, learning_rate=0.0, ema_decay=0.0))
+    assert len(result.history) == 3
+    assert result.best_epoch == 0
+
+
+def test_gradients_are_shortened() -> None:
+    """Steps of plain SGD are as long as the gradient: clipped to a hundredth they move the weights a hundredth."""
+
+    def moved(**changes: Any) -> float:
+        config = _config(
+            epochs=1, batch_size=60, optimizer="sgd", momentum=0.0, weight_decay=0.0, ema_decay=0.0, learning_rate=1.0,
+            warmup_epochs=0.0, **changes,
+        )  # fmt: skip
+        weights = zip(_train(config).network.parameters(), _network().parameters(), strict=True)
+        return float(sum((a - b).detach().square().sum() for a, b in weights) ** 0.5)
+
+    assert moved(clip_norm=0.01) == pytest.approx(
+        0.01 * learning_rate(0, 1, _config(epochs=1, learning_rate=1.0, warmup_epochs=0.0)), rel=1e-3
+    )
+    assert moved() > 0.02
+
+
+def test_steps_divide_the_rate_by_ten() -> None:
+    config = TrainConfig(epochs=10, learning_rate=1.0, warmup_epochs=1.0, schedule="step", milestones=(0.4, 0.8))
+    rates = [learning_rate(step, 10, config) for step in range(100)]
+    assert rates[10:40] == [1.0] * 30
+    assert rates[40:80] == [0.1] * 40
+    assert rates[80:] == pytest.approx([0.01] * 20)
 
 
 def test_the_callers_network_and_generator_are_left_alone() -> None:
@@ -149,7 +227,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert 0 < len(_history(tmp_path / "parts")) < 4
     resumed = _train(out=tmp_path / "parts")
     assert _same(whole.network, resumed.network)
-    columns = ("epoch", "learning_rate", "train_loss", "val_loss", "val_top1")
+    columns = ("epoch", "learning_rate", "train_loss", "val_loss", "val_score")
     for left, right in zip(_history(tmp_path / "whole"), _history(tmp_path / "parts"), strict=True):
         assert [left[name] for name in columns] == [right[name] for name in columns]
 
@@ -324,6 +402,14 @@ def test_a_loss_that_runs_away_is_said() -> None:
         {"warmup_epochs": 99},
         {"workers": -1},
         {"seed": -1},
+        {"schedule": "linear"},
+        {"milestones": (0.5, 1.5)},
+        {"clip_norm": -1},
+        {"randaugment": 31},
+        {"mixup": -0.1},
+        {"distill_weight": 1.1},
+        {"distill_temperature": 0},
+        {"patience": -1},
         {"device": "toaster"},
     ],
 )

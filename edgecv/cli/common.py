@@ -41,7 +41,11 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
 def open_classifier(path: Path, args: argparse.Namespace) -> Classifier:
     """A classifier from a bundle, or from a checkpoint on the torch backend."""
     if path.suffix != ".safetensors":
-        return load(path, backend=args.backend, variant=args.variant, threads=args.threads)
+        pipeline = load(path, backend=args.backend, variant=args.variant, threads=args.threads)
+        if not isinstance(pipeline, Classifier):
+            pipeline.close()
+            raise InputError(f"{path} is not for classification, but for {type(pipeline).__name__}")
+        return pipeline
     if args.backend not in ("auto", "torch"):
         raise InputError(f"a checkpoint runs on backend 'torch'; convert it for {args.backend!r}")
     from edgecv.models.checkpoint import read_checkpoint

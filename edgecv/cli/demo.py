@@ -159,7 +159,7 @@ def _report(bundle: Bundle, result: Any, rows: list[Row]) -> Report:
             "made by": f"edgecv {edgecv.__version__}",
         },
         rows=rows,
-        epochs=[record.val_top1 for record in result.history],
+        epochs=[record.val_score for record in result.history],
         limits=LIMITS,
     )
 

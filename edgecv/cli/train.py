@@ -1,18 +1,21 @@
-"""``edgecv train``: train a classifier."""
+"""``edgecv train``: train a classifier, or an embedding."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import edgecv
 from edgecv.cli.common import add_json, key_values, print_json, progress
 from edgecv.data import Samples, hold_out, open_samples
 from edgecv.errors import InputError
+from edgecv.manifest import Accuracy
 from edgecv.preprocess import Preprocess
-from edgecv.schema import decode
+from edgecv.verification import EmbeddingScores
 
-EXAMPLE = "edgecv train digits --out runs/digits --size 32 --option width=0.5 --option stem=small epochs=16"
+EXAMPLE = "edgecv train digits --out runs/digits --option width=0.5 --option stem=small epochs=16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,46 +27,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the architecture"
     )
-    parser.add_argument("--size", type=int, default=224, help="image side in pixels (default: 224)")
+    parser.add_argument("--weights", help="weights to start from: a file, or 'imagenet'")
+    parser.add_argument(
+        "--recipe", help="digits, cifar10, photos or a .json file: settings and preprocessing (default: by the data)"
+    )
+    parser.add_argument("--size", type=int, help="image side in pixels (default: the recipe's)")
+    parser.add_argument("--teacher", type=Path, help="a checkpoint whose answers the network learns too")
     parser.add_argument("--val", help="validation data; by default every tenth training image is held out")
     parser.add_argument("--out", required=True, type=Path, help="the run's folder; an interrupted run goes on")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    train_data: Samples = open_samples(args.data, "train")
-    if args.val:
-        val_data = open_samples(args.val, "test", train_data.labels)
-    else:
-        train_data, val_data = hold_out(train_data, every=10)
+    train_data, val_data = _data(args)
     options = key_values(args.option, "model options")
     if "num_classes" in options:
         raise InputError("num_classes follows from the data; leave it out")
-    defaults = {"augment": "digits" if args.data.startswith("digits") else "photos"}
-    config = decode(edgecv.TrainConfig, {**defaults, **key_values(args.settings, "settings")}, "settings")
-    network = edgecv.models.create(args.model, num_classes=len(train_data.labels), **options)
+    from edgecv.training.recipes import recipe_for
+
+    recipe = recipe_for(args.recipe or _recipe_name(args.data)).changed(_settings(args))
+    if recipe.config.loss == "cross_entropy":
+        options["num_classes"] = len(train_data.labels)
+    network = edgecv.models.create(args.model, weights=args.weights, **options)
     with progress() as report:
         result = edgecv.train(
-            network, train_data, val_data, config, preprocess=preprocess_for(args.size), out=args.out, progress=report
+            network,
+            train_data,
+            val_data,
+            recipe.config,
+            preprocess=resized(recipe.preprocess, args.size) if args.size else recipe.preprocess,
+            teacher=edgecv.load_checkpoint(args.teacher) if args.teacher else None,
+            out=args.out,
+            progress=report,
         )
+    checkpoint = args.out / "best.safetensors"
     if args.json:
-        print_json(
-            {"accuracy": result.accuracy, "best_epoch": result.best_epoch, "checkpoint": args.out / "best.safetensors"}
-        )
+        print_json({"scores": result.scores, "best_epoch": result.best_epoch, "checkpoint": checkpoint})
         return 0
-    low, high = result.accuracy.interval
-    print(
-        f"validation top-1 {result.accuracy.top1:.4f} (95 % interval {low:.4f} to {high:.4f}, "
-        f"{result.accuracy.samples} images), epoch {result.best_epoch + 1} of {len(result.history)}\n"
-        f"checkpoint: {args.out / 'best.safetensors'}"
-    )
+    print(f"{_told(result.scores)}, epoch {result.best_epoch + 1} of {len(result.history)}\ncheckpoint: {checkpoint}")
     return 0
 
 
-def preprocess_for(size: int) -> Preprocess:
-    """Small images are stretched to size; larger ones are cropped from a short side an eighth longer, as is usual."""
-    if size < 64:
-        return Preprocess(size=(size, size), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return Preprocess(
-        size=(size, size), resize=round(size * 8 / 7), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+def _told(scores: Accuracy | EmbeddingScores) -> str:
+    if isinstance(scores, Accuracy):
+        low, high = scores.interval
+        return f"validation top-1 {scores.top1:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores.samples} images)"
+    return (
+        f"validation ROC-AUC {scores.roc_auc:.4f}, recall@1 {scores.recall_at_1:.4f}, TAR {scores.tar_at_far_1e2:.4f} "
+        f"at FAR 0.01 ({scores.pairs} pairs of {scores.samples} images)"
     )
+
+
+def resized(preprocess: Preprocess, size: int) -> Preprocess:
+    """The same for another size: small images are stretched to it, larger ones cropped from an eighth more."""
+    short = None if size < 64 else round(size * 8 / 7)
+    return dataclasses.replace(preprocess, size=(size, size), resize=short)
+
+
+def _data(args: argparse.Namespace) -> tuple[Samples, Samples]:
+    train_data = open_samples(args.data, "train")
+    if args.val:
+        return train_data, open_samples(args.val, "test", train_data.labels)
+    return hold_out(train_data, every=10)
+
+
+def _recipe_name(data: str) -> str:
+    name = data.partition(":")[0]
+    return {"digits": "digits", "mnist": "digits", "fashion_mnist": "cifar10", "cifar10": "cifar10"}.get(name, "photos")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings asked for, and where nothing else is said, the loss of an embedding and a short run's warm-up."""
+    settings = key_values(args.settings, "settings")
+    if args.model == "embedding":
+        settings = {"loss": "triplet", "mixup": 0.0, "cutmix": 0.0, **settings}
+    epochs = settings.get("epochs")
+    if isinstance(epochs, int) and "warmup_epochs" not in settings:
+        settings["warmup_epochs"] = min(2.0, epochs / 4)
+    return settings

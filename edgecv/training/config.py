@@ -1,14 +1,15 @@
-"""The settings of a training run."""
+"""The settings of a training run, and the learning rate they give."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from edgecv.errors import InputError
 from edgecv.training.augment import preset
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "learning_rate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +22,21 @@ class TrainConfig:
         schedule: ``"cosine"`` falls to 0 on half a cosine (Loshchilov & Hutter, 2016, arXiv:1608.03983); ``"step"``
             falls to a tenth at each of ``milestones``.
         milestones: shares of the whole training.
+        loss: ``"cross_entropy"`` trains a classifier; the others an embedding, on batches drawn by class:
+            ``"triplet"`` (see ``triplet_loss``) or ``"contrastive"`` (see ``contrastive_loss``).
+        margin: by how much a metric loss wants classes apart, in distances of 0 to 2: 0.2 suits triplets, 1 pairs.
+        mining: the triplets a batch is searched for: ``"hard"``, ``"semihard"`` or ``"all"`` (see ``triplet_loss``).
+        per_class: images of each class in a batch of a metric loss, which has ``batch_size // per_class`` classes.
         momentum: of SGD; the first beta of AdamW.
         weight_decay: of weights; biases and norms are left out.
-        label_smoothing: probability spread over the wrong classes (Szegedy et al., 2015, arXiv:1512.00567).
+        label_smoothing: probability spread over the wrong classes (Szegedy et al., 2015, arXiv:1512.00567); a metric
+            loss has none.
         ema_decay: of the moving average of the weights that is validated and kept; shorter while training is young.
             0 turns it off.
         clip_norm: longest gradient, over all weights together; longer ones are shortened. 0 turns it off.
         augment: a preset: ``"none"``, ``"digits"``, ``"small_photos"``, ``"photos"``.
         randaugment: magnitude, 1 to 30, of two random operations on each image (see ``RandAugment``). 0 turns it off.
-        mixup, cutmix: see ``mix``. 0 turns one off.
+        mixup, cutmix: see ``mix``. 0 turns one off, as it must be for a metric loss.
         distill_weight: share of the loss that follows the ``teacher`` given to ``train``; the rest follows the labels.
         distill_temperature: softens both answers before they are compared (Hinton et al., 2015, arXiv:1503.02531).
         patience: stop after so many epochs without a better one. 0 turns it off.
@@ -52,6 +59,10 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
+    loss: Literal["cross_entropy", "triplet", "contrastive"] = "cross_entropy"
+    margin: float = 0.2
+    mining: Literal["hard", "semihard", "all"] = "semihard"
+    per_class: int = 4
     label_smoothing: float = 0.1
     ema_decay: float = 0.99
     clip_norm: float = 0.0
@@ -77,6 +88,8 @@ class TrainConfig:
         _between("momentum", self.momentum, 0, 1)
         _between("weight_decay", self.weight_decay, 0, 10)
         _between("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        _between("margin", self.margin, 0, 2)
+        _between("per_class", self.per_class, 2, 1_000_000)
         _between("label_smoothing", self.label_smoothing, 0, 1)
         _between("ema_decay", self.ema_decay, 0, 1)
         _between("clip_norm", self.clip_norm, 0, 1e9)
@@ -94,7 +107,34 @@ class TrainConfig:
             raise InputError(f"optimizer is 'adamw' or 'sgd', got {self.optimizer!r}")
         if self.schedule not in ("cosine", "step"):
             raise InputError(f"schedule is 'cosine' or 'step', got {self.schedule!r}")
+        if self.loss not in ("cross_entropy", "triplet", "contrastive"):
+            raise InputError(f"loss is 'cross_entropy', 'triplet' or 'contrastive', got {self.loss!r}")
+        if self.mining not in ("hard", "semihard", "all"):
+            raise InputError(f"mining is 'hard', 'semihard' or 'all', got {self.mining!r}")
+        if self.loss != "cross_entropy":
+            _check_metric(self)
         preset(self.augment)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """The learning rate of optimizer step ``step``: linear warm-up, then the schedule, whose end holds on."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "step":
+        return config.learning_rate * 0.1 ** sum(step >= milestone * total for milestone in config.milestones)
+    share = min(1.0, (step - warmup) / max(1.0, total - warmup))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _check_metric(config: TrainConfig) -> None:
+    if config.batch_size // config.per_class < 2:
+        got = f"batch_size {config.batch_size} and per_class {config.per_class}"
+        raise InputError(f"a metric loss needs two classes or more in a batch, got {got}")
+    if config.mixup or config.cutmix:
+        got = f"mixup {config.mixup} and cutmix {config.cutmix}"
+        raise InputError(f"a metric loss needs images of one class each: set mixup and cutmix to 0, got {got}")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -24,13 +24,13 @@ BROKEN = (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, z
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One line of ``history.csv``."""
+    """One line of ``history.csv``; ``val_score`` is the top-1 of a classifier, the ROC-AUC of an embedding."""
 
     epoch: int
     learning_rate: float
     train_loss: float
     val_loss: float
-    val_top1: float
+    val_score: float
     seconds: float
 
 
