@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ __all__ = ["ConvertOptions", "convert"]
 
 BACKENDS = ("onnxruntime", "openvino")
 GRAPH = "model"
-TASK = "classification"
+OUTPUTS = {"classification": "logits", "embedding": "embedding"}
 PRECISION = "fp32"
 
 
@@ -47,6 +48,7 @@ class ConvertOptions:
         onnx: opset and fixed batch.
         activation: how the network's outputs become scores: ``"softmax"`` for logits, ``"none"`` for probabilities.
         dataset, accuracy: what the network was trained and measured on, for the manifest.
+        task: ``"classification"`` or ``"embedding"``; by default what the network's recipe says, else classification.
         parity: ``False`` writes the bundle without comparing anything; the manifest says so.
     """
 
@@ -55,9 +57,12 @@ class ConvertOptions:
     activation: Activation = "softmax"
     dataset: str | None = None
     accuracy: Accuracy | None = None
+    task: Literal["classification", "embedding"] | None = None
     parity: bool = True
 
     def __post_init__(self) -> None:
+        if self.task not in (None, *OUTPUTS):
+            raise InputError(f"task is {' or '.join(map(repr, OUTPUTS))}, got {self.task!r}")
         decode(Scores, {"activation": self.activation}, "options")
 
 
@@ -72,10 +77,11 @@ def convert(
     options: ConvertOptions | None = None,
     progress: Progress = silent,
 ) -> Bundle:
-    """Convert a classifier for several backends and write one bundle, if their answers agree with the network's.
+    """Convert a network for several backends and write one bundle, if their answers agree with the network's.
 
     Args:
-        network: any ``nn.Module``: float images ``[batch, 3, height, width]`` in, logits ``[batch, classes]`` out.
+        network: any ``nn.Module``: float images ``[batch, 3, height, width]`` in; logits ``[batch, classes]`` out, or
+            vectors ``[batch, dims]`` for an embedding.
         out: a folder that does not exist yet, or is empty; it appears whole or not at all.
         preprocess: what the network was trained with; its normalization becomes part of the graph.
         labels: one per class.
@@ -130,13 +136,20 @@ class _Job:
         self._labels = tuple(labels)
         self._samples = samples
         self._options = options
-        self._reference = _reference(network, preprocess)
+        self._task = options.task or _task_of(network)
+        self._reference = _reference(network, preprocess, self._task)
         self._wanted: dict[str, Array] | None = None
-        _check_labels(labels, self._reference.outputs[0])
+        _check_labels(labels, self._reference.outputs[0], self._task)
 
     def export(self, path: Path, name: str) -> Path:
-        metadata = metadata_for(name, TASK, self._preprocess, self._labels)
-        return onnx_from_torch(self._network, path, self._preprocess, options=self._options.onnx, metadata=metadata)
+        return onnx_from_torch(
+            self._network,
+            path,
+            self._preprocess,
+            output=OUTPUTS[self._task],
+            options=self._options.onnx,
+            metadata=metadata_for(name, self._task, self._preprocess, self._labels),
+        )
 
     def parity(self, variant: str, backend: str, file: Path) -> Parity | None:
         """Run a variant on the samples; refuse it where its answers are not the network's."""
@@ -146,7 +159,7 @@ class _Job:
             self._wanted = run_frames(self._reference, self._preprocess, self._samples, batch=BATCH)
         with session_class(backend).open(file, SessionOptions()) as session:
             got = run_frames(session, self._preprocess, self._samples, batch=BATCH)
-        found = worst_gate(self._wanted, got, PRECISION)
+        found = worst_gate(self._wanted, got, PRECISION, self._task)
         if not found.ok:
             raise ParityError(
                 f"{variant} does not agree with the network on {found.parity.samples} images, nothing was written: "
@@ -164,10 +177,10 @@ class _Job:
         return Manifest(
             format=FORMAT,
             name=name,
-            task=TASK,
+            task=self._task,
             graphs={GRAPH: Graph(inputs, outputs)},
             preprocess=self._preprocess,
-            postprocess={"activation": self._options.activation},
+            postprocess={"normalize": True} if self._task == "embedding" else {"activation": self._options.activation},
             labels=LABELS if self._labels else None,
             variants=variants,
             source=Source(
@@ -177,15 +190,22 @@ class _Job:
         )
 
 
-def _reference(network: nn.Module, preprocess: Preprocess) -> TorchSession:
+def _task_of(network: nn.Module) -> str:
+    recipe = recipe_of(network)
+    return "embedding" if recipe and recipe.architecture == "embedding" else "classification"
+
+
+def _reference(network: nn.Module, preprocess: Preprocess, task: str) -> TorchSession:
     try:
-        reference = TorchSession.from_network(network, preprocess)
+        reference = TorchSession.from_network(network, preprocess, output=OUTPUTS[task])
     except InputError as error:
         raise ConversionError(str(error)) from error
-    logits = reference.outputs[0]
-    if logits.shape is None or len(logits.shape) != 2 or logits.numpy.kind != "f":
-        name = type(network).__name__
-        raise ConversionError(f"a classifier gives float logits [batch, classes], {name} gives {logits}")
+    found = reference.outputs[0]
+    if found.shape is None or len(found.shape) != 2 or found.numpy.kind != "f":
+        wanted = "an embedder gives float vectors [batch, dims]"
+        if task == "classification":
+            wanted = "a classifier gives float logits [batch, classes]"
+        raise ConversionError(f"{wanted}, {type(network).__name__} gives {found}")
     return reference
 
 
@@ -195,7 +215,9 @@ def _distinct(backends: Sequence[str]) -> list[str]:
     return list(backends)
 
 
-def _check_labels(labels: Sequence[str], logits: TensorSpec) -> None:
+def _check_labels(labels: Sequence[str], logits: TensorSpec, task: str) -> None:
+    if labels and task == "embedding":
+        raise InputError(f"an embedding has no labels, {len(labels)} were given")
     classes = (logits.shape or (0, 0))[1]
     if isinstance(labels, str) or (labels and len(labels) != classes):
         raise InputError(f"labels is one name per class: {len(labels)} were given for {classes} classes")

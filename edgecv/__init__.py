@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgecv.evaluation import evaluate
     from edgecv.models import load_checkpoint, save_checkpoint
     from edgecv.parity import verify
-    from edgecv.pipelines import Classifier, load
+    from edgecv.pipelines import Classifier, Embedder, Gallery, load
     from edgecv.preprocess import Preprocess
     from edgecv.profiling import Profile, profile
     from edgecv.runtimes import Session, open_session
@@ -40,6 +40,8 @@ __all__ = [
     "ConversionError",
     "ConvertOptions",
     "EdgeCVError",
+    "Embedder",
+    "Gallery",
     "InputError",
     "OnnxOptions",
     "ParityError",
@@ -68,7 +70,7 @@ _HOMES = {
     "edgecv.evaluation": ("evaluate",),
     "edgecv.models": ("load_checkpoint", "save_checkpoint"),
     "edgecv.parity": ("verify",),
-    "edgecv.pipelines": ("Classifier", "load"),
+    "edgecv.pipelines": ("Classifier", "Embedder", "Gallery", "load"),
     "edgecv.preprocess": ("Preprocess",),
     "edgecv.profiling": ("Profile", "profile"),
     "edgecv.runtimes": ("Session", "open_session"),

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from edgecv.bundle import Bundle
 from edgecv.errors import BackendUnavailable, InputError
 from edgecv.manifest import Parity
-from edgecv.pipelines.classifier import Classifier
 from edgecv.pipelines.frames import run_frames
-from edgecv.pipelines.loading import load
 from edgecv.progress import Progress, silent
+from edgecv.runtimes.opening import open_session
 from edgecv.runtimes.session import Session
 from edgecv.tensors import Array
 
@@ -61,10 +60,11 @@ class Verification:
         return all(gate.ok for gate in self.gates.values())
 
 
-def compare(reference: Array, answer: Array, tolerance: float) -> Parity:
+def compare(reference: Array, answer: Array, tolerance: float, classes: bool = True) -> Parity:
     """Measure how far ``answer[samples, …]`` is from ``reference`` of the same shape.
 
-    ``tolerance`` is recorded beside the figures, in the output's own unit.
+    ``tolerance`` is recorded beside the figures, in the output's own unit. Top-1 is compared where a row is scores of
+    ``classes``.
     """
     if reference.shape != answer.shape:
         raise InputError(f"answers of shape {list(answer.shape)} cannot be compared with {list(reference.shape)}")
@@ -72,7 +72,8 @@ def compare(reference: Array, answer: Array, tolerance: float) -> Parity:
     got = answer.astype(np.float64).reshape(len(answer), -1)
     with np.errstate(invalid="ignore"):  # answers may be infinite
         difference = np.abs(wanted - got)
-    top1 = float((wanted.argmax(1) == got.argmax(1)).mean()) if reference.ndim == 2 and reference.shape[1] > 1 else None
+    scores = classes and reference.ndim == 2 and reference.shape[1] > 1
+    top1 = float((wanted.argmax(1) == got.argmax(1)).mean()) if scores else None
     return Parity(
         samples=len(reference),
         max_abs=_number(difference.max()),
@@ -83,10 +84,10 @@ def compare(reference: Array, answer: Array, tolerance: float) -> Parity:
     )
 
 
-def gate(reference: Array, answer: Array, precision: str) -> Gate:
+def gate(reference: Array, answer: Array, precision: str, classes: bool = True) -> Gate:
     """Compare answers and say which bounds for ``precision`` they break."""
     spread = float(reference.astype(np.float64).std()) or 1.0
-    parity = compare(reference, answer, TOLERANCE[precision] * spread)
+    parity = compare(reference, answer, TOLERANCE[precision] * spread, classes)
     failures = []
     if not np.isfinite(answer.astype(np.float64)).all():
         failures.append("some answers are not finite")
@@ -117,38 +118,39 @@ def verify(
         BackendUnavailable: no variant can run here.
     """
     opened = Bundle.load(bundle)
-    pipelines, skipped = _open_variants(opened, threads)
+    sessions, skipped = _open_variants(opened, threads)
     try:
         chosen = "the given session"
         if reference is None:
-            chosen = _reference_variant(opened, pipelines)
-            reference = pipelines[chosen].session
+            chosen = _reference_variant(opened, sessions)
+            reference = sessions[chosen]
         preprocess = opened.manifest.preprocess
         wanted = run_frames(reference, preprocess, samples, batch=BATCH)
         gates = {}
-        for done, (name, pipeline) in enumerate(pipelines.items(), 1):
+        for done, (name, session) in enumerate(sessions.items(), 1):
             if name != chosen:
-                got = run_frames(pipeline.session, preprocess, samples, batch=BATCH)
-                gates[name] = worst_gate(wanted, got, opened.manifest.variants[name].precision)
-            progress("verify", done, len(pipelines))
+                got = run_frames(session, preprocess, samples, batch=BATCH)
+                precision = opened.manifest.variants[name].precision
+                gates[name] = worst_gate(wanted, got, precision, opened.manifest.task)
+            progress("verify", done, len(sessions))
     finally:
-        for pipeline in pipelines.values():
-            pipeline.close()
+        for session in sessions.values():
+            session.close()
     return Verification(opened.sha256, chosen, len(samples), gates, skipped)
 
 
-def worst_gate(wanted: dict[str, Array], got: dict[str, Array], precision: str) -> Gate:
+def worst_gate(wanted: dict[str, Array], got: dict[str, Array], precision: str, task: str = "classification") -> Gate:
     """The gate of the output that is furthest off; one that breaks a bound comes first."""
-    gates = [gate(wanted[name], got[name], precision) for name in wanted]
+    gates = [gate(wanted[name], got[name], precision, task == "classification") for name in wanted]
     return max(gates, key=lambda item: (len(item.failures), item.parity.max_abs / item.parity.tolerance))
 
 
-def _open_variants(bundle: Bundle, threads: int | None) -> tuple[dict[str, Classifier], dict[str, str]]:
+def _open_variants(bundle: Bundle, threads: int | None) -> tuple[dict[str, Session], dict[str, str]]:
     """The variants that run here, opened, and why the others do not."""
     opened, skipped = {}, {}
     for name, variant in bundle.manifest.variants.items():
         try:
-            opened[name] = load(bundle, backend=variant.backend, variant=name, threads=threads)
+            opened[name] = open_session(bundle, backend=variant.backend, variant=name, threads=threads)
         except BackendUnavailable as error:
             skipped[name] = str(error)
     if not opened:
@@ -156,7 +158,7 @@ def _open_variants(bundle: Bundle, threads: int | None) -> tuple[dict[str, Class
     return opened, skipped
 
 
-def _reference_variant(bundle: Bundle, opened: dict[str, Classifier]) -> str:
+def _reference_variant(bundle: Bundle, opened: dict[str, Session]) -> str:
     if len(opened) == 1:
         raise InputError(
             f"{bundle.path}: every file is intact, but only {next(iter(opened))} runs here, so there is nothing to "

@@ -83,7 +83,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is not None:
         return _GENERIC[origin](kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _Mismatch(f"{where} must be a finite number") from error
     if kind is types.NoneType and value is None:
         return None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

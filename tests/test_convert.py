@@ -247,6 +247,36 @@ def test_a_fixed_batch_is_in_the_manifest_and_works(tmp_path: Path) -> None:
         assert len(classifier(SAMPLES)) == 6
 
 
+def test_an_embedding_becomes_an_embedder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = models.create("embedding", backbone="resnet20", dims=6).eval()
+    made = _convert(tmp_path / "bundle", network, preprocess=Preprocess(size=(32, 32)))
+    assert made.manifest.task == "embedding"
+    assert made.manifest.graphs["model"].outputs[0].name == "embedding"
+    assert all(variant.parity and variant.parity.top1_agreement is None for variant in made.manifest.variants.values())
+    answers = []
+    for backend in ("onnxruntime", "openvino"):
+        with edgecv.load(made, backend=backend) as embedder:
+            assert isinstance(embedder, edgecv.Embedder)
+            answers.append(embedder(SAMPLES))
+            gallery = edgecv.Gallery(embedder)
+            gallery.enrol("first", SAMPLES[0])
+            gallery.enrol("last", SAMPLES[5])
+            assert gallery.search(SAMPLES[5])[0].label == "last"
+    assert np.abs(answers[0] - answers[1]).max() < 1e-4
+    assert edgecv.verify(made.path, samples=SAMPLES).ok
+    with pytest.raises(InputError, match="an embedding has no labels"):
+        _convert(tmp_path / "other", network, labels=["a"] * 6, preprocess=Preprocess(size=(32, 32)))
+
+
+def test_any_network_may_be_called_an_embedding(tmp_path: Path) -> None:
+    made = _convert(tmp_path / "bundle", options=ConvertOptions(task="embedding"), backends=["onnxruntime"])
+    with edgecv.load(made) as embedder:
+        assert np.allclose(np.linalg.norm(embedder(SAMPLES), axis=1), 1, atol=1e-6)
+    with pytest.raises(InputError, match="task is 'classification' or 'embedding'"):
+        ConvertOptions(task="telepathy")  # type: ignore[arg-type]
+
+
 def test_parity_may_be_left_out_and_the_manifest_says_so(tmp_path: Path) -> None:
     made = _convert(tmp_path / "b", samples=None, options=ConvertOptions(parity=False), backends=["onnxruntime"])
     assert made.manifest.variants["onnx-fp32"].parity is None

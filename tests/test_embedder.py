@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgecv import Preprocess
 from edgecv.errors import InputError
-from edgecv.pipelines.embedder import Embedder, Gallery, Match
+from edgecv.pipelines import Embedder, Gallery, Match
 from edgecv.tensors import Array, TensorSpec
 from tests.conftest import require
 from tests.doubles import NumpySession, brightness, solid

@@ -71,6 +71,7 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: bytes | str) -> None:
         ({"ratio": "1"}, 'x.ratio must be a number, not "1"'),
         ({"ratio": True}, "x.ratio must be a number, not true"),
         ({"ratio": float("inf")}, "x.ratio must be a finite number"),
+        ({"ratio": 10**400}, "x.ratio must be a finite number"),
         ({"ratio": 1, "inner": 3}, "x.inner must be an object or null, not 3"),
         ({"ratio": 1, "inner": {"name": ""}}, "x: a name is needed"),
         ({"ratio": 1, "inner": {"name": "a", "size": [1]}}, "x.inner.size must have 2 items, not 1"),

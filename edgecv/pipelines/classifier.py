@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.images import read_image
-from edgecv.pipelines.frames import run_frames
+from edgecv.pipelines.frames import frames_of, run_frames, vector_output
 from edgecv.preprocess import Preprocess
 from edgecv.runtimes.session import Session
 from edgecv.schema import decode
@@ -59,8 +58,7 @@ class Classifier:
         self.session = session
         self.preprocess = preprocess
         self.activation = decode(Scores, {"activation": activation}, "classifier").activation
-        self._output = _output_name(session, preprocess)
-        classes = _classes(session)
+        self._output, classes = vector_output(session, preprocess, "a classifier")
         if labels and classes is not None and len(labels) != classes:
             raise InputError(f"{len(labels)} labels were given for a graph with {classes} classes")
         self.labels = tuple(labels) or tuple(str(i) for i in range(classes or 0))
@@ -92,10 +90,7 @@ class Classifier:
         """
         if top < 1:
             raise InputError(f"top is 1 or more, got {top}")
-        single = isinstance(image, (str, Path)) or (isinstance(image, np.ndarray) and image.ndim != 4)
-        if not single and not isinstance(image, (list, tuple, np.ndarray)):
-            raise InputError(f"an image is a uint8 array, a path or a list of them, got {type(image).__name__}")
-        frames = [_frame(item) for item in ([image] if single else image)]
+        frames, single = frames_of(image)
         ranked = [self._rank(row, top) for row in self.scores(frames)]
         return ranked[0] if single else ranked
 
@@ -137,25 +132,3 @@ def activate(logits: NDArray[Any], activation: Activation) -> NDArray[np.float32
     if activation == "sigmoid":
         return np.asarray(0.5 * (1 + np.tanh(0.5 * values)), np.float32)
     return values
-
-
-def _frame(item: Any) -> Frame:
-    return read_image(item) if isinstance(item, (str, Path)) else item
-
-
-def _output_name(session: Session, preprocess: Preprocess) -> str:
-    """The name of the one output, after checking the graph against the preprocessing."""
-    if len(session.inputs) != 1 or len(session.outputs) != 1:
-        raise InputError(f"a classifier's graph has one input and one output, this one is {session!r}")
-    image, logits = session.inputs[0], session.outputs[0]
-    wanted = (*preprocess.size, 3)
-    if image.dtype != "uint8" or image.shape is None or len(image.shape) != 4 or image.shape[1:] != wanted:
-        raise InputError(f"preprocessing makes uint8[batch, {', '.join(map(str, wanted))}], the graph takes {image}")
-    if logits.shape is not None and len(logits.shape) != 2:
-        raise InputError(f"a classifier's graph gives [batch, classes], this one gives {logits}")
-    return logits.name
-
-
-def _classes(session: Session) -> int | None:
-    shape = session.outputs[0].shape
-    return shape[1] if shape else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from edgecv.bundle import Bundle
 from edgecv.errors import BundleError, InputError
-from edgecv.pipelines.classifier import Classifier
 from edgecv.plugins import Table
 from edgecv.runtimes.opening import open_session
 
@@ -15,7 +15,10 @@ __all__ = ["PIPELINES", "load"]
 PIPELINES = Table(
     kind="task",
     group="edgecv.pipelines",
-    builtin={"classification": "edgecv.pipelines.classifier:Classifier"},
+    builtin={
+        "classification": "edgecv.pipelines.classifier:Classifier",
+        "embedding": "edgecv.pipelines.embedder:Embedder",
+    },
 )
 
 
@@ -26,8 +29,8 @@ def load(
     variant: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
-) -> Classifier:
-    """Open a bundle as the pipeline of its task, ready for frames.
+) -> Any:
+    """Open a bundle as the pipeline of its task, ready for frames: a ``Classifier`` or an ``Embedder``.
 
     The arguments are those of ``edgecv.open_session``; the pipeline is a context manager and has ``close``.
 
@@ -42,8 +45,7 @@ def load(
     pipeline = PIPELINES.load(manifest.task)
     session = open_session(opened, backend=backend, variant=variant, device=device, threads=threads)
     try:
-        made: Classifier = pipeline.from_postprocess(session, manifest.preprocess, opened.labels, manifest.postprocess)
+        return pipeline.from_postprocess(session, manifest.preprocess, opened.labels, manifest.postprocess)
     except InputError as error:
         session.close()
         raise BundleError(f"{opened.path}: {error}") from error
-    return made
