@@ -68,7 +68,7 @@ def main() -> None:
         "distilled": train(
             root / "cifar10",
             args.folder / "distilled",
-            {**settings, "distill_weight": 0.8, "distill_temperature": 4.0},
+            {**settings, "distill_weight": 0.5, "distill_temperature": 2.0},
             teacher,
         ),
     }

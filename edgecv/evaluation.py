@@ -1,8 +1,10 @@
-"""Accuracy of a pipeline on labelled images."""
+"""How good a pipeline is on labelled images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,30 +13,63 @@ from edgecv.data import Samples
 from edgecv.errors import InputError
 from edgecv.manifest import Accuracy
 from edgecv.pipelines.classifier import Classifier
+from edgecv.pipelines.embedder import Embedder
 from edgecv.progress import Progress, silent
+from edgecv.verification import EmbeddingScores, score_embeddings
 
 __all__ = ["accuracy_of", "evaluate", "wilson_interval"]
 
 
-def evaluate(classifier: Classifier, samples: Samples, *, batch: int = 32, progress: Progress = silent) -> Accuracy:
-    """Score ``classifier`` on labelled images: top-1, top-5 and the 95 % interval of top-1.
+@overload
+def evaluate(pipeline: Classifier, samples: Samples, *, batch: int = 32, progress: Progress = silent) -> Accuracy: ...
+
+
+@overload
+def evaluate(
+    pipeline: Embedder, samples: Samples, *, batch: int = 32, progress: Progress = silent
+) -> EmbeddingScores: ...
+
+
+def evaluate(
+    pipeline: Classifier | Embedder, samples: Samples, *, batch: int = 32, progress: Progress = silent
+) -> Accuracy | EmbeddingScores:
+    """Score a pipeline on labelled images.
+
+    A ``Classifier`` by top-1, top-5 and the 95 % interval of top-1; an ``Embedder``, which may never have seen these
+    classes, by how well its vectors tell every pair apart.
 
     Raises:
-        InputError: there is no sample, or its labels are not the classifier's.
+        InputError: there is no sample, its labels are not the classifier's, or the pipeline is for another task.
     """
     if len(samples) == 0:
         raise InputError("evaluation needs at least one labelled image, got none")
-    if tuple(samples.labels) != classifier.labels:
-        raise InputError(
-            f"the data's {len(samples.labels)} labels are not the classifier's {len(classifier.labels)}: "
-            f"{_first_difference(samples.labels, classifier.labels)}"
-        )
-    ranks = []
+    if isinstance(pipeline, Embedder):
+        shares = [(pipeline(list(frames)), targets) for frames, targets in _batches(samples, batch, progress)]
+        vectors, targets = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+        return score_embeddings(vectors, targets)
+    if not isinstance(pipeline, Classifier):
+        raise InputError(f"evaluate scores a Classifier or an Embedder, got {type(pipeline).__name__}")
+    _check_labels(samples.labels, pipeline.labels)
+    batches = _batches(samples, batch, progress)
+    return accuracy_of(np.concatenate([_ranks(pipeline.outputs(frames), targets) for frames, targets in batches]))
+
+
+def _batches(
+    samples: Samples, batch: int, progress: Progress
+) -> Iterator[tuple[tuple[NDArray[np.uint8], ...], NDArray[np.int64]]]:
     for start in range(0, len(samples), batch):
-        frames, targets = zip(*(samples[i] for i in range(start, min(start + batch, len(samples)))), strict=True)
-        ranks.append(_ranks(classifier.outputs(frames), np.array(targets)))
-        progress("evaluate", min(start + batch, len(samples)), len(samples))
-    return accuracy_of(np.concatenate(ranks))
+        end = min(start + batch, len(samples))
+        frames, targets = zip(*(samples[i] for i in range(start, end)), strict=True)
+        yield frames, np.array(targets)
+        progress("evaluate", end, len(samples))
+
+
+def _check_labels(data: tuple[str, ...], classifier: tuple[str, ...]) -> None:
+    if tuple(data) != classifier:
+        raise InputError(
+            f"the data's {len(data)} labels are not the classifier's {len(classifier)}: "
+            f"{_first_difference(data, classifier)}"
+        )
 
 
 def accuracy_of(ranks: NDArray[np.int64]) -> Accuracy:

@@ -204,3 +204,33 @@ def test_the_command_trains_an_embedding(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command, *options, "batch_size=32"]) == 0  # a finished run tells what it found
     assert "validation ROC-AUC" in capsys.readouterr().out
     assert edgecv.load_checkpoint(tmp_path / "run" / "best.safetensors")(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_a_trained_embedding_is_evaluated_converted_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sklearn", "onnxruntime", "onnx", "opencv"):
+        require(name)
+    import cv2
+
+    network = edgecv.models.create(
+        "embedding", backbone="mobilenet_v2", dims=8, options={"stem": "small", "width": 0.25}
+    )
+    checkpoint, bundle = str(tmp_path / "net.safetensors"), str(tmp_path / "bundle")
+    edgecv.save_checkpoint(network, checkpoint, preprocess=Preprocess(size=(32, 32)))
+    command = ["convert", checkpoint, "--out", bundle, "--samples", "digits", "--backends", "onnxruntime"]
+    assert main(command) == 0
+    found = []
+    for model in (checkpoint, bundle):
+        capsys.readouterr()
+        assert main(["evaluate", model, "--data", "digits", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["verification"])
+    assert found[0]["roc_auc"] == pytest.approx(found[1]["roc_auc"], abs=1e-4)
+    for name, value in (("a", 50), ("b", 200), ("c", 50)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((20, 20, 3), value, np.uint8))
+    capsys.readouterr()
+    images = [str(tmp_path / f"{name}.png") for name in "abc"]
+    assert main(["run", bundle, *images]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"{images[2]}: 1.000 like {images[0]}"
+    assert len(lines) == 2
+    assert main(["run", bundle, images[0]]) == 2
+    assert "two images or more" in capsys.readouterr().err

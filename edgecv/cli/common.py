@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from edgecv.errors import InputError
-from edgecv.pipelines import Classifier, load
+from edgecv.manifest import Accuracy
+from edgecv.pipelines import Classifier, Embedder, load
 from edgecv.progress import Progress
 from edgecv.schema import encode
+from edgecv.verification import EmbeddingScores
 
-__all__ = ["add_backend", "add_json", "add_samples", "key_values", "open_classifier", "print_json", "progress", "table"]
+__all__ = [
+    "add_backend",
+    "add_json",
+    "add_samples",
+    "key_values",
+    "open_pipeline",
+    "print_json",
+    "progress",
+    "scores_line",
+    "table",
+]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +50,10 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=64, help="how many of them, spread evenly (default: 64)")
 
 
-def open_classifier(path: Path, args: argparse.Namespace) -> Classifier:
-    """A classifier from a bundle, or from a checkpoint on the torch backend."""
+def open_pipeline(path: Path, args: argparse.Namespace) -> Any:
+    """The pipeline of a bundle, or of a checkpoint on the torch backend."""
     if path.suffix != ".safetensors":
-        pipeline = load(path, backend=args.backend, variant=args.variant, threads=args.threads)
-        if not isinstance(pipeline, Classifier):
-            pipeline.close()
-            raise InputError(f"{path} is not for classification, but for {type(pipeline).__name__}")
-        return pipeline
+        return load(path, backend=args.backend, variant=args.variant, threads=args.threads)
     if args.backend not in ("auto", "torch"):
         raise InputError(f"a checkpoint runs on backend 'torch'; convert it for {args.backend!r}")
     from edgecv.models.checkpoint import read_checkpoint
@@ -55,9 +63,22 @@ def open_classifier(path: Path, args: argparse.Namespace) -> Classifier:
     network, card = read_checkpoint(path)
     if card.preprocess is None:
         raise InputError(f"{path} does not say how images are preprocessed: save it with preprocess=")
-    options = SessionOptions(threads=args.threads)
-    return Classifier(
-        TorchSession.from_network(network, card.preprocess, options=options), card.preprocess, card.labels
+    session = TorchSession.from_network(network, card.preprocess, options=SessionOptions(threads=args.threads))
+    if card.recipe.architecture == "embedding":
+        return Embedder(session, card.preprocess)
+    return Classifier(session, card.preprocess, card.labels)
+
+
+def scores_line(scores: Accuracy | EmbeddingScores) -> str:
+    """The figures of a classifier or of an embedding, as people say them."""
+    if isinstance(scores, Accuracy):
+        low, high = scores.interval
+        interval = f"95 % interval {low:.4f} to {high:.4f}, {scores.samples} images"
+        return f"top-1 {scores.top1:.4f} ({interval}), top-5 {scores.top5:.4f}"
+    return (
+        f"ROC-AUC {scores.roc_auc:.4f}, recall@1 {scores.recall_at_1:.4f}, "
+        f"TAR {scores.tar_at_far_1e2:.4f} at FAR 0.01, {scores.tar_at_far_1e3:.4f} at 0.001 "
+        f"({scores.pairs} pairs of {scores.samples} images)"
     )
 
 

@@ -10,6 +10,7 @@ from edgecv.cli.common import add_json, add_samples, print_json, progress, table
 from edgecv.data import open_frames
 from edgecv.errors import InputError
 from edgecv.files import refuse_occupied
+from edgecv.manifest import Parity
 
 EXAMPLE = "edgecv convert runs/digits/best.safetensors --samples digits --out digits"
 
@@ -62,10 +63,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"bundle": bundle.path, "sha256": bundle.sha256, "variants": variants})
         return 0
-    rows = [
-        (name, *((f"{p.max_abs:.3g}", f"{p.cosine:.7f}", f"{p.top1_agreement:.1%}") if (p := v.parity) else "---"))
-        for name, v in variants.items()
-    ]
+    rows = [(name, *(_figures(variant.parity) if variant.parity else "---")) for name, variant in variants.items()]
     print(table(rows, ("variant", "largest difference", "cosine", "top-1 agreement")))
     print(f"bundle: {bundle.path} (sha256 {bundle.sha256[:12]})")
     return 0
+
+
+def _figures(parity: Parity) -> tuple[str, str, str]:
+    top1 = "-" if parity.top1_agreement is None else f"{parity.top1_agreement:.1%}"
+    return f"{parity.max_abs:.3g}", f"{parity.cosine:.7f}", top1

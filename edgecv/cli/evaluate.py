@@ -1,13 +1,14 @@
-"""``edgecv evaluate``: accuracy on labelled images."""
+"""``edgecv evaluate``: accuracy, or verification of embeddings, on labelled images."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from edgecv.cli.common import add_backend, add_json, open_classifier, print_json, progress
+from edgecv.cli.common import add_backend, add_json, open_pipeline, print_json, progress, scores_line
 from edgecv.data import open_samples
 from edgecv.evaluation import evaluate
+from edgecv.manifest import Accuracy
 
 EXAMPLE = "edgecv evaluate digits --data digits --backend openvino"
 
@@ -22,15 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with open_classifier(args.model, args) as classifier:
-        samples = open_samples(args.data, "test", classifier.labels)
+    with open_pipeline(args.model, args) as pipeline:
+        samples = open_samples(args.data, "test", getattr(pipeline, "labels", ()))
         with progress() as report:
-            accuracy = evaluate(classifier, samples, progress=report)
-        reason = classifier.session.reason
+            scores = evaluate(pipeline, samples, progress=report)
+        backend, reason = pipeline.session.backend, pipeline.session.reason
     if args.json:
-        print_json({"accuracy": accuracy, "backend": classifier.session.backend, "reason": reason})
+        kind = "accuracy" if isinstance(scores, Accuracy) else "verification"
+        print_json({kind: scores, "backend": backend, "reason": reason})
         return 0
-    low, high = accuracy.interval
-    print(f"top-1 {accuracy.top1:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {accuracy.top5:.4f}")
-    print(f"{accuracy.samples} images, {reason}")
+    print(scores_line(scores))
+    print(reason)
     return 0

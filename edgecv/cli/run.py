@@ -1,14 +1,23 @@
-"""``edgecv run``: classify images."""
+"""``edgecv run``: classify images, or compare them by an embedding."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from edgecv.cli.common import add_backend, add_json, open_classifier, print_json
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.cli.common import add_backend, add_json, open_pipeline, print_json
+from edgecv.errors import InputError
 from edgecv.images import read_image
+from edgecv.pipelines import Classifier, Embedder
+from edgecv.pipelines.embedder import cosines, unit
 
 EXAMPLE = "edgecv run mybundle cat.jpg dog.png --top 3"
+
+Frame = NDArray[np.uint8]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     frames = [read_image(path) for path in args.images]
-    with open_classifier(args.model, args) as classifier:
-        answers = [classifier(frame, top=args.top) for frame in frames]
+    with open_pipeline(args.model, args) as pipeline:
+        found = _guess(pipeline, args, frames) if isinstance(pipeline, Classifier) else _compare(pipeline, args, frames)
     if args.json:
-        print_json([{"image": path, "guesses": guesses} for path, guesses in zip(args.images, answers, strict=True)])
+        print_json(found)
         return 0
-    for path, guesses in zip(args.images, answers, strict=True):
-        print(f"{path}: " + ", ".join(f"{guess.label} {guess.score:.3f}" for guess in guesses))
+    for answer in found:
+        print(answer)
     return 0
+
+
+def _guess(classifier: Classifier, args: argparse.Namespace, frames: list[Frame]) -> list[Any]:
+    answers = [(path, classifier(frame, top=args.top)) for path, frame in zip(args.images, frames, strict=True)]
+    if args.json:
+        return [{"image": path, "guesses": guesses} for path, guesses in answers]
+    return [f"{path}: " + ", ".join(f"{guess.label} {guess.score:.3f}" for guess in found) for path, found in answers]
+
+
+def _compare(embedder: Embedder, args: argparse.Namespace, frames: list[Frame]) -> list[Any]:
+    """How alike the first image is to each of the others; alone, its vector."""
+    units = unit(embedder(frames))
+    if args.json:
+        vectors = units.astype(np.float32).tolist()
+        return [{"image": path, "vector": vector} for path, vector in zip(args.images, vectors, strict=True)]
+    if len(frames) == 1:
+        raise InputError("give two images or more to compare, or --json for the vector of one")
+    likeness = cosines(units[1:], units[0])
+    return [f"{path}: {value:.3f} like {args.images[0]}" for path, value in zip(args.images[1:], likeness, strict=True)]

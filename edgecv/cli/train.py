@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import edgecv
-from edgecv.cli.common import add_json, key_values, print_json, progress
+from edgecv.cli.common import add_json, key_values, print_json, progress, scores_line
 from edgecv.data import Samples, hold_out, open_samples
 from edgecv.errors import InputError
-from edgecv.manifest import Accuracy
 from edgecv.preprocess import Preprocess
-from edgecv.verification import EmbeddingScores
 
 EXAMPLE = "edgecv train digits --out runs/digits --option width=0.5 --option stem=small epochs=16"
 
@@ -64,18 +62,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"scores": result.scores, "best_epoch": result.best_epoch, "checkpoint": checkpoint})
         return 0
-    print(f"{_told(result.scores)}, epoch {result.best_epoch + 1} of {len(result.history)}\ncheckpoint: {checkpoint}")
+    print(f"validation {scores_line(result.scores)}, epoch {result.best_epoch + 1} of {len(result.history)}")
+    print(f"checkpoint: {checkpoint}")
     return 0
-
-
-def _told(scores: Accuracy | EmbeddingScores) -> str:
-    if isinstance(scores, Accuracy):
-        low, high = scores.interval
-        return f"validation top-1 {scores.top1:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores.samples} images)"
-    return (
-        f"validation ROC-AUC {scores.roc_auc:.4f}, recall@1 {scores.recall_at_1:.4f}, TAR {scores.tar_at_far_1e2:.4f} "
-        f"at FAR 0.01 ({scores.pairs} pairs of {scores.samples} images)"
-    )
 
 
 def resized(preprocess: Preprocess, size: int) -> Preprocess:
