@@ -30,6 +30,7 @@ VERBS = {
     "run": "classify images",
     "profile": "latency of a bundle or a model file on this machine",
     "inspect": "what a bundle, a checkpoint or a model file holds",
+    "lint": "whether ONNX graphs are ready for TensorRT, OpenVINO and ONNX Runtime",
 }
 
 
