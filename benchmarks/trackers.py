@@ -1,0 +1,281 @@
+"""NanoTrack v1 and v2 on real sequences: accuracy, an honest status, and speed beside OpenCV's TrackerNano.
+
+    EDGECV_DATA=… python benchmarks/trackers.py [--accuracy] [--status] [--speed]
+
+Everything by default. Runs on the published ONNX pairs, one thread, all frames of the four sequences. Results go to
+benchmarks/results/trackers.json; a part that was not asked for stays as it was. Close everything else before --speed.
+
+Three ways of tracking are compared: `edgecv` is the pipeline; `loop` is a plain ONNX Runtime loop over the same files
+with the arithmetic of the published tracker (crops of whole pixels, half a pixel off), which the data's own figures
+were measured with; `opencv` is cv2.TrackerNano, where the build has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+
+from edgecv.models.siamese import create_tracker
+from edgecv.pipelines.tracking import (
+    Confidence,
+    Run,
+    Tracker,
+    TrackSequence,
+    TrackState,
+    open_sequences,
+    run_sequence,
+    score_all,
+    score_sequence,
+)
+from edgecv.pipelines.tracking.boxes import Box
+from edgecv.pipelines.tracking.calibration import Observation, observe, roc_auc
+from edgecv.pipelines.tracking.confidence import calibrate
+from edgecv.pipelines.tracking.published import PublishedSearch, PublishedTemplate
+from edgecv.profiling.system import library_versions, load_average, machine
+from edgecv.runtimes.ort import OrtSession
+from edgecv.runtimes.session import SessionOptions
+from edgecv.schema import dumps, loads
+
+RESULTS = Path(__file__).parent / "results" / "trackers.json"
+VERSIONS = ("v1", "v2")
+# Success AUC that the notes of the data give, measured with the published tracker's arithmetic.
+EXPECTED = {
+    "v1": {"vot13_bicycle": 0.485, "vot13_car": 0.477, "vot15_bag": 0.765, "vot15_car1": 0.655},
+    "v2": {"vot13_bicycle": 0.585, "vot13_car": 0.545, "vot15_bag": 0.780, "vot15_car1": 0.692},
+}
+CALIBRATED_ON = ("vot13_car", "vot15_car1")
+ROUNDS = 5
+
+
+class Loop:
+    """The published tracker, plainly: one backbone, one head, whole-pixel crops with a border copied around them."""
+
+    def __init__(self, backbone: Path, head: Path, version: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.backbone, self.head = (
+            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in (backbone, head)
+        )
+        self.settings = create_tracker(f"nanotrack_{version}").settings
+        line = (np.arange(16) - 8) * 16.0
+        self.x, self.y = np.tile(line, (16, 1)), np.tile(line[:, None], (1, 16))
+        self.window = np.outer(np.hanning(16), np.hanning(16))
+
+    def init(self, frame: np.ndarray[Any, Any], box: Box) -> None:
+        x, y, w, h = box
+        self.centre, self.size = np.array([x + (w - 1) / 2, y + (h - 1) / 2]), np.array([w, h])
+        self.mean = frame.mean((0, 1))
+        self.exemplar = self._features(frame, self._side(), 127)
+
+    def update(self, frame: np.ndarray[Any, Any]) -> TrackState:
+        side = self._side()
+        scale = 127 / side
+        features = self._features(frame, side * 255 / 127, 255)
+        score, sides = (value[0] for value in self.head.run(None, {"input1": self.exemplar, "input2": features}))
+        chance = 1 / (1 + np.exp(score[0] - score[1]))
+        left, top, right, bottom = sides
+        wide, high = left + right, top + bottom
+        change = self._changes(wide, high, *(self.size * scale))
+        penalty = np.exp((1 - change) * self.settings.penalty)
+        best = np.argmax(penalty * chance * (1 - self.settings.window) + self.window * self.settings.window)
+        shift = [(self.x + (right - left) / 2).flat[best], (self.y + (bottom - top) / 2).flat[best]]
+        rate = (penalty * chance).flat[best] * self.settings.rate
+        found = np.array([wide.flat[best], high.flat[best]]) / scale
+        limits = np.array(frame.shape[1::-1])
+        self.centre = np.clip(self.centre + np.array(shift) / scale, 0, limits)
+        self.size = np.clip(self.size * (1 - rate) + found * rate, 10, limits)
+        (x, y), (w, h) = self.centre - self.size / 2, self.size
+        return TrackState((x, y, w, h), float(chance.flat[best]), 1.0, "tracking")
+
+    def _side(self) -> float:
+        return float(np.sqrt(np.prod(self.size + self.size.sum() / 2)))
+
+    @staticmethod
+    def _changes(wide: Any, high: Any, w: float, h: float) -> Any:
+        def side(a: Any, b: Any) -> Any:
+            return np.sqrt((a + (a + b) / 2) * (b + (a + b) / 2))
+
+        ratios = side(wide, high) / side(w, h), (w / h) / (wide / high)
+        return np.prod([np.maximum(ratio, 1 / ratio) for ratio in ratios], axis=0)
+
+    def _features(self, frame: np.ndarray[Any, Any], side: float, size: int) -> Any:
+        whole = round(side)
+        left, top = np.floor(self.centre - (whole + 1) / 2 + 0.5).astype(int)
+        right, bottom = left + whole - frame.shape[1], top + whole - frame.shape[0]
+        margins = [max(0, int(margin)) for margin in (-top, bottom, -left, right)]
+        padded = cv2.copyMakeBorder(frame, *margins, cv2.BORDER_CONSTANT, value=self.mean)
+        top, left = top + margins[0], left + margins[2]
+        crop = cv2.resize(padded[top : top + whole, left : left + whole], (size, size))
+        bgr = np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1)[None], np.float32)
+        return self.backbone.run(None, {"input": bgr})[0]
+
+
+class OpenCV:
+    """cv2.TrackerNano on the same files."""
+
+    def __init__(self, backbone: Path, head: Path) -> None:
+        parameters = cv2.TrackerNano_Params()
+        parameters.backbone, parameters.neckhead = str(backbone), str(head)
+        self.tracker = cv2.TrackerNano_create(parameters)
+
+    def init(self, frame: np.ndarray[Any, Any], box: Box) -> None:
+        x, y, w, h = (round(value) for value in box)
+        self.tracker.init(np.ascontiguousarray(frame[..., ::-1]), (x, y, w, h))
+
+    def update(self, frame: np.ndarray[Any, Any]) -> TrackState:
+        _, (x, y, w, h) = self.tracker.update(np.ascontiguousarray(frame[..., ::-1]))
+        return TrackState((x, y, w, h), float(self.tracker.getTrackingScore()), 1.0, "tracking")
+
+
+class InMemory(TrackSequence):
+    """A sequence whose frames are decoded once, before anything is timed."""
+
+    def __init__(self, sequence: TrackSequence) -> None:
+        super().__init__(sequence.name, sequence.files, sequence.boxes, sequence.visible)
+        object.__setattr__(self, "frames", list(sequence))
+
+    def __getitem__(self, index: int) -> Any:
+        return self.frames[index]  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Any:
+        return iter(self.frames)  # type: ignore[attr-defined]
+
+
+def any_size(source: Path, target: Path) -> Path:
+    """The published backbone without its fixed size: the exemplar is smaller than the search crop."""
+    model = onnx.load(source)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim[2:]):
+            dimension.dim_param = f"{value.name}{axis}"
+    del model.graph.value_info[:]
+    onnx.save(model, target)
+    return target
+
+
+def trackers(data: Path, version: str, folder: Path) -> dict[str, Any]:
+    """One tracker of each way, on one version's files."""
+    published = data / "weights" / "nanotrack" / f"nanotrack{version}_backbone.onnx"
+    head = published.with_name(f"nanotrack{version}_head.onnx")
+    free = any_size(published, folder / f"{version}.onnx")
+    options = SessionOptions(threads=1)
+    backbone = OrtSession(free, options)
+    pair = PublishedTemplate(backbone), PublishedSearch(backbone, OrtSession(head, options))
+    ways: dict[str, Any] = {
+        "edgecv": Tracker(*pair, create_tracker(f"nanotrack_{version}").settings),
+        "loop": Loop(free, head, version),
+    }
+    if hasattr(cv2, "TrackerNano_create"):
+        ways["opencv"] = OpenCV(published, head)
+    return ways
+
+
+def accuracy(ways: dict[str, Any], sequences: list[InMemory], version: str) -> dict[str, Any]:
+    """Scores of every way on every sequence and overall; edgecv's also without its status."""
+    ours = ways["edgecv"]
+    bare = Tracker(ours._template, ours._search, replace(ours.settings, confidence=None))
+    found: dict[str, Any] = {"expected": EXPECTED[version]}
+    for name, tracker in {**ways, "edgecv without status": bare}.items():
+        runs: list[Run] = [run_sequence(tracker, sequence) for sequence in sequences]
+        scores = {run.sequence.name: _scores(score_sequence(run)) for run in runs}
+        found[name] = {**scores, "overall": _scores(score_all(runs))}
+        print(version, f"{name:<22}", {key: value["success"] for key, value in found[name].items()}, flush=True)
+    return found
+
+
+def _scores(scores: Any) -> dict[str, float]:
+    return {name: round(getattr(scores, name), 4) for name in ("success", "precision", "ao", "sr50", "sr75")}
+
+
+def status(tracker: Tracker, sequences: list[InMemory], version: str) -> dict[str, Any]:
+    """ROC-AUC of the confidence on frames with the target absent, on the sequences that calibrated nothing.
+
+    Every split of the sequences into two and two; constants are fitted on the first two of each. The shipped constants
+    are those of ``CALIBRATED_ON``.
+    """
+    by_name = {sequence.name: sequence for sequence in sequences}
+    found: dict[str, Any] = {}
+    for chosen in itertools.combinations(sorted(by_name), 2):
+        seen = observe(tracker, [by_name[name] for name in chosen])
+        held = observe(tracker, [by_name[name] for name in sorted(by_name) if name not in chosen])
+        constants = calibrate([(one.measures, one.agreement) for one in seen], [one.present for one in seen])
+        found[" + ".join(chosen)] = split = _aucs(constants, held)
+        if set(chosen) == set(CALIBRATED_ON):
+            split["constants"] = {"response": constants.response, "full": constants.full}
+            shipped = tracker.settings.confidence
+            assert shipped is not None
+            split["shipped"] = _aucs(shipped, held)
+        print(version, "calibrated on", chosen, {key: split[key] for key in ("map", "all")}, flush=True)
+    return found
+
+
+def _aucs(constants: Confidence, held: list[Observation]) -> dict[str, Any]:
+    def auc(kinds: tuple[str, ...], full: bool) -> float:
+        chosen = [one for one in held if one.kind in ("present", *kinds)]
+        chances = [constants.probability(one.measures, one.agreement if full else None) for one in chosen]
+        return round(roc_auc(chances, [one.present for one in chosen]), 4)
+
+    absent = tuple(sorted({one.kind for one in held if not one.present}))
+    return {
+        "map": auc(absent, False),
+        "all": auc(absent, True),
+        **{kind: auc((kind,), True) for kind in absent},
+        "frames": len(held),
+    }
+
+
+def speed(ways: dict[str, Any], sequences: list[InMemory], version: str) -> dict[str, Any]:
+    """Milliseconds a frame, decoding not counted: the ways take turns, sequence by sequence."""
+    cv2.setNumThreads(1)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _, sequence in itertools.product(range(ROUNDS), sequences):
+        for name, tracker in ways.items():
+            run = run_sequence(tracker, sequence)
+            times[name].append(1e3 * statistics.median(run.seconds[1:]))
+    rounds = zip(*times.values(), strict=True)
+    ratios = [dict(zip(times, values, strict=True)) for values in rounds]
+    found: dict[str, Any] = {name: {"median_ms": round(statistics.median(values), 3)} for name, values in times.items()}
+    for name in times:
+        found[name]["edgecv_is_faster"] = round(statistics.median(one[name] / one["edgecv"] for one in ratios), 3)
+    print(version, found, "load", load_average(), flush=True)
+    return found
+
+
+PARTS: dict[str, Callable[[dict[str, Any], list[InMemory], str], dict[str, Any]]] = {
+    "accuracy": accuracy,
+    "status": lambda ways, sequences, version: status(ways["edgecv"], sequences, version),
+    "speed": speed,
+}
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for part in PARTS:
+        parser.add_argument(f"--{part}", action="store_true")
+    arguments = vars(parser.parse_args())
+    asked = [part for part in PARTS if arguments[part]] or list(PARTS)
+    data = Path(os.environ["EDGECV_DATA"])
+    sequences = [InMemory(sequence) for sequence in open_sequences(data / "tracking")]
+    results: dict[str, Any] = loads(RESULTS.read_bytes(), str(RESULTS)) if RESULTS.exists() else {}
+    versions = {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__, **library_versions()}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in asked:
+            results[part] = {"machine": machine(), "versions": versions, "load": load_average()}
+            for version in VERSIONS:
+                results[part][version] = PARTS[part](trackers(data, version, Path(folder)), sequences, version)
+            RESULTS.write_text(dumps(results))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,24 @@
+"""Tracking: the pipeline, the sequences it is scored on, and how it is scored."""
+
+from edgecv.pipelines.tracking.confidence import Confidence
+from edgecv.pipelines.tracking.results import write_results
+from edgecv.pipelines.tracking.scoring import Run, Scores, evaluate_tracker, run_sequence, score_all, score_sequence
+from edgecv.pipelines.tracking.sequences import TrackSequence, open_sequences
+from edgecv.pipelines.tracking.settings import TrackerSettings
+from edgecv.pipelines.tracking.tracker import Tracker, TrackState
+
+__all__ = [
+    "Confidence",
+    "Run",
+    "Scores",
+    "TrackSequence",
+    "TrackState",
+    "Tracker",
+    "TrackerSettings",
+    "evaluate_tracker",
+    "open_sequences",
+    "run_sequence",
+    "score_all",
+    "score_sequence",
+    "write_results",
+]
