@@ -73,7 +73,7 @@ def main() -> None:
         ),
     }
     conditions = {"machine": machine(), "load_average": load_average(), "threads": torch.get_num_threads()}
-    RESULTS.write_text(dumps({**conditions, "versions": library_versions(), "runs": runs}))
+    RESULTS.write_text(dumps({**conditions, "versions": library_versions("torch"), "runs": runs}))
 
 
 if __name__ == "__main__":

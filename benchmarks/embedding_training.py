@@ -83,7 +83,9 @@ def main() -> None:
         }
     conditions = {"machine": machine(), "load_average": load_average(), "threads": torch.get_num_threads()}
     settings = encode(recipe.config)
-    RESULTS.write_text(dumps({**conditions, "versions": library_versions(), "settings": settings, "trained_on": found}))
+    RESULTS.write_text(
+        dumps({**conditions, "versions": library_versions("torch"), "settings": settings, "trained_on": found})
+    )
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main() -> None:
         }
         print(name, found[name]["throughput_ratio"], waits, flush=True)
     conditions = {"machine": machine(), "load_average": load_average(), "threads": torch.get_num_threads()}
-    RESULTS.write_text(dumps({**conditions, "versions": library_versions(), "networks": found}))
+    RESULTS.write_text(dumps({**conditions, "versions": library_versions("torch"), "networks": found}))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ from edgecv.profiling.system import library_versions, machine
 from edgecv.schema import dumps
 
 RESULTS = Path(__file__).parent / "results" / "zoo_accuracy.json"
-TENSORFLOW = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NORMALIZATION: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,20 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _photos(size: int, resize: int, **normalization: Any) -> edgecv.Preprocess:
-    return edgecv.Preprocess(size=(size, size), resize=resize, **normalization)
+def _photos(size: int, resize: int) -> edgecv.Preprocess:
+    return edgecv.Preprocess(size=(size, size), resize=resize, **NORMALIZATION)
 
 
-CIFAR = edgecv.Preprocess(size=(32, 32), **TORCHVISION)  # type: ignore[arg-type]  # a dict of tuples
+CIFAR = edgecv.Preprocess(size=(32, 32), **NORMALIZATION)
 SAME = {"padding": "same_tf"}
 CASES = (
-    Case("squeezenet1_1", "squeezenet/squeezenet1_1.pth", _photos(224, 256, **TORCHVISION), "photos", 61.2),
-    Case("squeezenet1_0", "squeezenet/squeezenet1_0.pth", _photos(224, 256, **TORCHVISION), "photos", 61.4),
-    Case("mobilenet_v2", "mobilenet/mobilenet_v2_1.0_224.pth", _photos(224, 256, **TENSORFLOW), "photos", 88.4, SAME),
+    Case("squeezenet1_1", "squeezenet/squeezenet1_1.pth", _photos(224, 256), "photos", 61.2),
+    Case("squeezenet1_0", "squeezenet/squeezenet1_0.pth", _photos(224, 256), "photos", 61.4),
+    Case("mobilenet_v2", "mobilenet/mobilenet_v2_1.0_224.pth", _photos(224, 256), "photos", 88.4, SAME),
     Case(
         "mobilenet_v1",
         "mobilenet/mobilenet_v1_0.5_160.pth",
-        _photos(160, 183, **TENSORFLOW),
+        _photos(160, 183),
         "photos",
         65.8,
         {"width": 0.5, **SAME},
@@ -127,6 +126,23 @@ def measure(case: Case, data: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+def readme_table(results: dict[str, Any]) -> str:
+    """The results as the README has them."""
+    lines = [
+        "| network | images | noted with the weights | torch | ONNX Runtime | OpenVINO |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["networks"]:
+        found = row["accuracy"]
+        low, high = found["torch"]["interval"]
+        top1 = [f"{100 * found[backend]['top1']:.2f}" for backend in ("torch", "onnxruntime", "openvino")]
+        top1[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
+        options = "".join(f", {key}={value}" for key, value in row["options"].items())
+        cells = [row["model"] + options, found["torch"]["samples"], row["expected_top1"], *top1]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def run() -> None:
     data = Path(os.environ["EDGECV_DATA"])
     rows = []
@@ -136,7 +152,11 @@ def run() -> None:
         rows.append(row)
         top1 = {backend: f"{100 * found['top1']:.2f}" for backend, found in row["accuracy"].items()}
         print(f"{case.model:<15}{top1}  the data's notes: {case.expected}", flush=True)
-    RESULTS.write_text(dumps({"machine": machine(), "versions": library_versions(), "networks": rows}))
+    RESULTS.write_text(
+        dumps(
+            {"machine": machine(), "versions": library_versions("torch", "onnxruntime", "openvino"), "networks": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

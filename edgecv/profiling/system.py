@@ -51,9 +51,10 @@ def machine() -> Machine:
     )
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of edgecv and numpy; a session adds its runtime's."""
-    return {"edgecv": edgecv.__version__, "numpy": np.__version__}
+def library_versions(*others: str) -> dict[str, str]:
+    """Versions of edgecv, numpy and what else is named and installed; a session adds its runtime's."""
+    found = {name: installed(name) for name in others}
+    return {"edgecv": edgecv.__version__, "numpy": np.__version__, **{k: v for k, v in found.items() if v}}
 
 
 def installed(distribution: str) -> str | None:
