@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.10; 
 	"$$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && command -v "$$p" && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-adapters test-tensorrt lint clean
 
 demo: $(VENV)/.installed-all
 	$(BIN)/edgecv demo --out demo
@@ -18,6 +18,29 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# timm and torchvision in a folder of their own, without what they would pull in: a torchvision that does not fit this
+# torch breaks other libraries' imports. What these tests need must be there: nothing is skipped.
+test-adapters: $(VENV)/.installed-dev $(VENV)/.libraries
+	PYTHONPATH="$(CURDIR)/$(VENV)/.libraries" EDGECV_REQUIRE=timm,torchvision,torch,onnx,onnxruntime,openvino \
+		$(BIN)/pytest tests/adapters
+
+$(VENV)/.libraries: Makefile | $(BIN)/python
+	@echo "installing timm and torchvision into $@ (once)"
+	@rm -rf $@ $@.partial
+	$(PIP) --no-deps --target $@.partial timm==1.0.31 torchvision==0.29.2 pillow pyyaml
+	@mv $@.partial $@ && touch $@
+
+# TensorRT-RTX parses and builds without a GPU. In a folder of its own: a machine may have another of NVIDIA's variants.
+test-tensorrt: $(VENV)/.installed-dev $(VENV)/.tensorrt_rtx
+	PYTHONPATH="$(CURDIR)/$(VENV)/.tensorrt_rtx" EDGECV_REQUIRE=tensorrt_rtx,torch,onnx,onnxruntime \
+		$(BIN)/pytest tests/tensorrt
+
+$(VENV)/.tensorrt_rtx: Makefile | $(BIN)/python
+	@echo "installing TensorRT-RTX into $@ (once; 96 MB)"
+	@rm -rf $@ $@.partial
+	$(PIP) --no-deps --target $@.partial tensorrt_rtx_cu13_libs==1.7.1.116 tensorrt_rtx_cu13_bindings==1.7.1.116
+	@mv $@.partial $@ && touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -16,7 +16,10 @@ CONVERTERS = Table(
     group="edgecv.converters",
     builtin={
         "onnxruntime": "edgecv.converters.ort_from_onnx:CONVERTER",
+        "onnxruntime_mobile": "edgecv.converters.ort_optimized:CONVERTER",
         "openvino": "edgecv.converters.openvino_from_onnx:CONVERTER",
+        "tensorrt": "edgecv.converters.tensorrt_from_onnx:CONVERTER",
+        "tensorrt_rtx": "edgecv.converters.tensorrt_from_onnx:RTX_CONVERTER",
     },
 )
 
@@ -29,11 +32,18 @@ class Converter:
         format: the first half of the variant's name, as ``onnx`` in ``onnx-fp32``.
         requires: the oldest library versions that run what is written.
         convert: ``convert(onnx_path, folder) -> main file``; raises ``ConversionError`` where the backend refuses.
+        fp16: the same from the float32 graph, where the backend has a float16 of its own; by default the graph is
+            brought to float16 before ``convert``.
+        backend: what runs it, where that is not the name it is converted for.
+        precisions: those that the backend's files keep.
     """
 
     format: str
     requires: Mapping[str, str]
     convert: Callable[[Path, Path], Path]
+    fp16: Callable[[Path, Path], Path] | None = None
+    backend: str | None = None
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
 
 def converter(backend: str) -> Converter:

@@ -17,9 +17,11 @@ BACKENDS = Table(
     builtin={
         "onnxruntime": "edgecv.runtimes.ort:OrtSession",
         "openvino": "edgecv.runtimes.ov:OvSession",
+        "tensorrt": "edgecv.runtimes.trt:TrtSession",
+        "tensorrt_rtx": "edgecv.runtimes.trt_rtx:RtxSession",
         "torch": "edgecv.runtimes.pt:TorchSession",
     },
-    extras={"torch": "train"},
+    extras={"tensorrt_rtx": "tensorrt-rtx", "torch": "train"},
 )
 
 
@@ -44,11 +46,12 @@ def session_class(backend: str) -> type[Session]:
 
 
 def availability(backend: str) -> Availability:
-    """Say whether ``backend`` can be imported here, and if not why; a broken library is reported, not raised."""
+    """Say whether ``backend`` can run here, and if not why; what is broken or missing is reported, not raised."""
     try:
         found = session_class(backend)
+        reason = found.describe()
     except BackendUnavailable as error:
         return Availability(backend, False, str(error))
     except (ImportError, OSError) as error:
         return Availability(backend, False, f"installed but broken: {one_line(error)}")
-    return Availability(backend, True, found.describe(), found.suffixes)
+    return Availability(backend, True, reason, found.suffixes)

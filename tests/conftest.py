@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = {"opencv": "cv2", "sklearn": "sklearn.datasets"}
+MODULES = {"opencv": "cv2", "sklearn": "sklearn.datasets", "tensorrt_rtx": "tensorrt_rtx_bindings"}
 
 
 def require(name: str) -> None:

@@ -32,7 +32,7 @@ LAYERS = [
     {"edgecv.datasets"},
     {"edgecv.runtimes"},
     {"edgecv.pipelines"},
-    {"edgecv.evaluation", "edgecv.parity", "edgecv.verification"},
+    {"edgecv.evaluation", "edgecv.parity", "edgecv.suspects", "edgecv.verification"},
     {"edgecv.profiling"},
     {"edgecv.testing"},
     {"edgecv.models"},
@@ -42,7 +42,12 @@ LAYERS = [
 ]
 TORCH_SIDE = ("edgecv.models", "edgecv.training", "edgecv.converters", "edgecv.runtimes.pt")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm")
-RUNTIME_MODULES = {"edgecv.runtimes.ort": "onnxruntime", "edgecv.runtimes.ov": "openvino"}
+RUNTIME_MODULES = {
+    "edgecv.runtimes.ort": "onnxruntime",
+    "edgecv.runtimes.ov": "openvino",
+    "edgecv.runtimes.trt": "tensorrt",
+    "edgecv.runtimes.trt_rtx": "tensorrt_rtx_bindings",
+}
 LIBRARY_MODULES = {"edgecv.models.from_timm": "timm", "edgecv.models.from_torchvision": "torchvision"}
 
 
@@ -192,7 +197,7 @@ def test_versions_and_extras_are_true() -> None:
     assert project["version"] == edgecv.__version__
     extras = project["optional-dependencies"]
     wanted = {"train", "convert", "vision", "onnxruntime", "openvino", "tensorrt", "profile", "dev", "all"}
-    unpinned = {"tensorrt", *LIBRARY_MODULES.values()}
+    unpinned = {"tensorrt", "tensorrt-rtx", *LIBRARY_MODULES.values()}
     assert set(extras) == wanted | unpinned
     pins = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for extra, needs in extras.items():
