@@ -70,7 +70,7 @@ def graphs(folder: Path) -> dict[str, Path]:
 
     small, large = edgecv.Preprocess(size=(32, 32)), edgecv.Preprocess(size=(96, 96))
     mobilenet = edgecv.models.create("mobilenet_v2", width=0.5)
-    from edgecv.converters import onnx_from_torch
+    from edgecv.converters.onnx_from_torch import onnx_from_torch
 
     return {
         "mean of a 32x32 image": onnx_from_torch(Mean(), folder / "mean.onnx", small),

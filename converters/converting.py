@@ -9,34 +9,36 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import nn
 
 import edgecv
 from edgecv.bundle import LABELS, Bundle, write_manifest
-from edgecv.converters.onnx_from_torch import OnnxOptions, metadata_for, onnx_from_torch
+from edgecv.converters.onnx_from_torch import OnnxOptions, metadata_for
+from edgecv.converters.onnx_to_fp16 import fp16_from_onnx
 from edgecv.converters.registry import converter
-from edgecv.errors import ConversionError, InputError, ParityError
+from edgecv.converters.sources import OUTPUTS, Source, source_of
+from edgecv.errors import InputError, ParityError
 from edgecv.files import new_folder, write_file
-from edgecv.manifest import FORMAT, Accuracy, Graph, Manifest, Parity, Source, Variant
-from edgecv.models.recipe import recipe_of
+from edgecv.manifest import FORMAT, Accuracy, Graph, Manifest, Parity, Variant
+from edgecv.manifest import Source as Origin
 from edgecv.parity import BATCH, worst_gate
 from edgecv.pipelines.classifier import Activation, Scores
 from edgecv.pipelines.frames import run_frames
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
-from edgecv.runtimes.pt import TorchSession
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import SessionOptions
-from edgecv.schema import decode, encode
+from edgecv.schema import decode
+from edgecv.suspects import Sides
 from edgecv.tensors import Array, TensorSpec
 
 __all__ = ["ConvertOptions", "convert"]
 
 BACKENDS = ("onnxruntime", "openvino")
 GRAPH = "model"
-OUTPUTS = {"classification": "logits", "embedding": "embedding"}
-PRECISION = "fp32"
+PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class ConvertOptions:
         activation: how the network's outputs become scores: ``"softmax"`` for logits, ``"none"`` for probabilities.
         dataset, accuracy: what the network was trained and measured on, for the manifest.
         task: ``"classification"`` or ``"embedding"``; by default what the network's recipe says, else classification.
+        precisions: ``"fp32"`` and ``"fp16"``, one variant of each for every backend; the first is what a backend picks.
         parity: ``False`` writes the bundle without comparing anything; the manifest says so.
     """
 
@@ -58,16 +61,20 @@ class ConvertOptions:
     dataset: str | None = None
     accuracy: Accuracy | None = None
     task: Literal["classification", "embedding"] | None = None
+    precisions: tuple[str, ...] = ("fp32",)
     parity: bool = True
 
     def __post_init__(self) -> None:
         if self.task not in (None, *OUTPUTS):
             raise InputError(f"task is {' or '.join(map(repr, OUTPUTS))}, got {self.task!r}")
+        _distinct("precisions", self.precisions)
+        if wrong := [name for name in self.precisions if name not in PRECISIONS]:
+            raise InputError(f"precisions are {' and '.join(map(repr, PRECISIONS))}, got {wrong[0]!r}")
         decode(Scores, {"activation": self.activation}, "options")
 
 
 def convert(
-    network: nn.Module,
+    network: nn.Module | str | Path,
     out: str | Path,
     *,
     preprocess: Preprocess,
@@ -81,7 +88,7 @@ def convert(
 
     Args:
         network: any ``nn.Module``: float images ``[batch, 3, height, width]`` in; logits ``[batch, classes]`` out, or
-            vectors ``[batch, dims]`` for an embedding.
+            vectors ``[batch, dims]`` for an embedding. Or an ``.onnx`` file of such a network.
         out: a folder that does not exist yet, or is empty; it appears whole or not at all.
         preprocess: what the network was trained with; its normalization becomes part of the graph.
         labels: one per class.
@@ -98,121 +105,113 @@ def convert(
         raise InputError(
             "convert needs samples: some real images, to compare every variant with the network on (or parity=False)"
         )
-    steps = {backend: converter(backend) for backend in _distinct(backends)}
-    job = _Job(network, preprocess, labels, samples if options.parity else None, options)
+    steps = {backend: converter(backend) for backend in _distinct("backends", backends)}
+    pairs = [(backend, precision) for precision in options.precisions for backend in steps]
+    for backend, precision in pairs:
+        if precision not in steps[backend].precisions:
+            raise InputError(f"{backend} holds {' and '.join(steps[backend].precisions)}, {precision} was asked for")
+    source = source_of(network, preprocess, options.task, options.onnx)
+    job = _Job(source, preprocess, labels, samples if options.parity else None, options)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         name = options.name or Path(out).name
         progress("export to ONNX", 0, 1)
-        graph = job.export(Path(scratch, f"{GRAPH}.onnx"), name)
+        graphs = job.export(Path(scratch), name)
         progress("export to ONNX", 1, 1)
         variants = {}
-        for done, (backend, step) in enumerate(steps.items(), 1):
-            key = f"{step.format}-{PRECISION}"
-            (folder / key).mkdir()
-            file = step.convert(graph, folder / key)
-            parity = job.parity(key, backend, file)
-            main = file.relative_to(folder).as_posix()
-            variants[key] = Variant(backend, PRECISION, {GRAPH: main}, dict(step.requires), parity)
-            progress("convert and compare", done, len(steps))
+        for done, (backend, precision) in enumerate(pairs, 1):
+            key = f"{steps[backend].format}-{precision}"
+            variants[key] = job.variant(backend, precision, graphs, folder / key)
+            progress("convert and compare", done, len(pairs))
         if labels:
             write_file(folder / LABELS, "".join(f"{label}\n" for label in labels))
-        write_manifest(folder, job.manifest(name, variants))
+        write_manifest(folder, job.manifest(name, variants, graphs["fp32"]))
     return Bundle.load(out)
 
 
 class _Job:
-    """One network on its way into a bundle, with the reference session that everything is compared with."""
+    """One source on its way into a bundle: its graph in each precision, and each variant compared with it."""
 
     def __init__(
         self,
-        network: nn.Module,
+        source: Source,
         preprocess: Preprocess,
         labels: Sequence[str],
         samples: Sequence[NDArray[np.uint8]] | None,
         options: ConvertOptions,
     ) -> None:
-        self._network = network
+        self._source = source
         self._preprocess = preprocess
         self._labels = tuple(labels)
         self._samples = samples
         self._options = options
-        self._task = options.task or _task_of(network)
-        self._reference = _reference(network, preprocess, self._task)
         self._wanted: dict[str, Array] | None = None
-        _check_labels(labels, self._reference.outputs[0], self._task)
+        _check_labels(labels, source.reference.outputs[0], source.task)
 
-    def export(self, path: Path, name: str) -> Path:
-        return onnx_from_torch(
-            self._network,
-            path,
-            self._preprocess,
-            output=OUTPUTS[self._task],
-            options=self._options.onnx,
-            metadata=metadata_for(name, self._task, self._preprocess, self._labels),
-        )
+    def export(self, folder: Path, name: str) -> dict[str, Path]:
+        """The graph in each precision that is asked for, and float32 always."""
+        metadata = metadata_for(name, self._source.task, self._preprocess, self._labels)
+        graphs = {precision: folder / precision / f"{GRAPH}.onnx" for precision in {"fp32", *self._options.precisions}}
+        for path in graphs.values():
+            path.parent.mkdir()
+        self._source.export(graphs["fp32"], metadata)
+        if "fp16" in graphs:
+            half = fp16_from_onnx(onnx.load(str(graphs["fp32"])))
+            write_file(graphs["fp16"], half.SerializeToString(deterministic=True))
+        return graphs
 
-    def parity(self, variant: str, backend: str, file: Path) -> Parity | None:
-        """Run a variant on the samples; refuse it where its answers are not the network's."""
+    def variant(self, backend: str, precision: str, graphs: dict[str, Path], folder: Path) -> Variant:
+        """Write one variant into ``folder``, which is named as it, and compare it with the source."""
+        step = converter(backend)
+        own = step.fp16 if precision == "fp16" else None
+        folder.mkdir()
+        file = own(graphs["fp32"], folder) if own else step.convert(graphs[precision], folder)
+        runs_on = step.backend or backend
+        parity = self.parity(folder.name, runs_on, precision, file)
+        return Variant(runs_on, precision, {GRAPH: f"{folder.name}/{file.name}"}, dict(step.requires), parity)
+
+    def parity(self, variant: str, backend: str, precision: str, file: Path) -> Parity | None:
+        """Run a variant on the samples; refuse it where its answers are not the source's."""
         if self._samples is None:
             return None
         if self._wanted is None:
-            self._wanted = run_frames(self._reference, self._preprocess, self._samples, batch=BATCH)
+            self._wanted = run_frames(self._source.reference, self._preprocess, self._samples, batch=BATCH)
         with session_class(backend).open(file, SessionOptions()) as session:
             got = run_frames(session, self._preprocess, self._samples, batch=BATCH)
-        found = worst_gate(self._wanted, got, PRECISION, self._task)
+            sides = Sides(self._source.reference, session, self._preprocess, self._samples)
+            found = worst_gate(self._wanted, got, precision, self._source.task, sides)
         if not found.ok:
             raise ParityError(
                 f"{variant} does not agree with the network on {found.parity.samples} images, nothing was written: "
-                + "; ".join(found.failures),
+                + found.reason,
                 found,
             )
         return found.parity
 
-    def manifest(self, name: str, variants: dict[str, Variant]) -> Manifest:
-        batch, recipe = self._options.onnx.batch, recipe_of(self._network)
+    def manifest(self, name: str, variants: dict[str, Variant], graph: Path) -> Manifest:
+        task, options = self._source.task, self._options
+        batch = onnx.load(str(graph)).graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
         inputs, outputs = (
             tuple(TensorSpec(spec.name, spec.dtype, (batch, *(spec.shape or ())[1:])) for spec in specs)
-            for specs in (self._reference.inputs, self._reference.outputs)
+            for specs in (self._source.reference.inputs, self._source.reference.outputs)
         )
         return Manifest(
             format=FORMAT,
             name=name,
-            task=self._task,
+            task=task,
             graphs={GRAPH: Graph(inputs, outputs)},
             preprocess=self._preprocess,
-            postprocess={"normalize": True} if self._task == "embedding" else {"activation": self._options.activation},
+            postprocess={"normalize": True} if task == "embedding" else {"activation": options.activation},
             labels=LABELS if self._labels else None,
             variants=variants,
-            source=Source(
-                edgecv.__version__, encode(recipe) if recipe else None, self._options.dataset, self._options.accuracy
-            ),
+            source=Origin(edgecv.__version__, self._source.recipe, options.dataset, options.accuracy),
             files={},
         )
 
 
-def _task_of(network: nn.Module) -> str:
-    recipe = recipe_of(network)
-    return "embedding" if recipe and recipe.architecture == "embedding" else "classification"
-
-
-def _reference(network: nn.Module, preprocess: Preprocess, task: str) -> TorchSession:
-    try:
-        reference = TorchSession.from_network(network, preprocess, output=OUTPUTS[task])
-    except InputError as error:
-        raise ConversionError(str(error)) from error
-    found = reference.outputs[0]
-    if found.shape is None or len(found.shape) != 2 or found.numpy.kind != "f":
-        wanted = "an embedder gives float vectors [batch, dims]"
-        if task == "classification":
-            wanted = "a classifier gives float logits [batch, classes]"
-        raise ConversionError(f"{wanted}, {type(network).__name__} gives {found}")
-    return reference
-
-
-def _distinct(backends: Sequence[str]) -> list[str]:
-    if isinstance(backends, str) or not backends or len(set(backends)) != len(backends):
-        raise InputError(f"backends is a list of different names, at least one, got {backends!r}")
-    return list(backends)
+def _distinct(name: str, values: Sequence[str]) -> list[str]:
+    if isinstance(values, str) or not values or len(set(values)) != len(values):
+        raise InputError(f"{name} is a list of different names, at least one, got {values!r}")
+    return list(values)
 
 
 def _check_labels(labels: Sequence[str], logits: TensorSpec, task: str) -> None:

@@ -63,9 +63,18 @@ def _free_reshapes(model: onnx.ModelProto) -> None:
             continue
         shape = onnx.numpy_helper.to_array(constants[node.input[1]])
         if len(shape) and shape[0] in (1, -1) and firsts.get(node.input[0]) == firsts.get(node.output[0]) == 1:
+            if 0 in shape and _allows_zero(node):
+                continue  # the zeros mean empty dimensions, and cannot mean "as the input" beside them
+            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
             freed = np.concatenate([np.zeros(1, np.int64), shape[1:]])
             node.input[1] = fresh(f"{node.input[1]}_any_batch", taken)
             graph.initializer.append(onnx.numpy_helper.from_array(freed, node.input[1]))
+
+
+def _allows_zero(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute)
 
 
 def _batches(model: onnx.ModelProto) -> dict[str, int | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from edgecv.runtimes.ov import ERRORS, read_model
 __all__ = ["CONVERTER", "openvino_from_onnx"]
 
 
-def openvino_from_onnx(onnx_path: Path, folder: Path) -> Path:
-    """Write IR with uncompressed weights into ``folder`` and return the ``.xml`` file.
+def openvino_from_onnx(onnx_path: Path, folder: Path, *, compress: bool = False) -> Path:
+    """Write IR into ``folder`` and return the ``.xml`` file.
 
-    ``openvino.convert_model`` is not used: it reports each use to its makers where openvino-telemetry is installed.
+    Weights are stored as in the graph, or with ``compress`` in float16; the device decides what it computes in (a CPU
+    without float16 arithmetic: in float32). ``openvino.convert_model`` is not used: it reports each use to its makers
+    where openvino-telemetry is installed.
 
     Raises:
         ConversionError: OpenVINO refuses the graph.
@@ -27,7 +30,7 @@ def openvino_from_onnx(onnx_path: Path, folder: Path) -> Path:
     try:
         model = read_model(onnx_path)
         _number_anew(model)
-        openvino.save_model(model, str(target), compress_to_fp16=False)
+        openvino.save_model(model, str(target), compress_to_fp16=compress)
     except ERRORS as error:
         raise ConversionError(f"OpenVINO {openvino.__version__} refuses the graph: {one_line(error)}") from error
     return target
@@ -43,4 +46,9 @@ def _number_anew(model: Any) -> None:
             node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
-CONVERTER = Converter("openvino", {"openvino": "2024.4"}, openvino_from_onnx)
+CONVERTER = Converter(
+    "openvino",
+    {"openvino": "2024.4"},
+    openvino_from_onnx,
+    fp16=functools.partial(openvino_from_onnx, compress=True),
+)

@@ -85,7 +85,9 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     middle = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # Exact at the ends, where rounding would leave 1 out of the interval of a perfect score.
+    low = 0.0 if successes == 0 else max(0.0, (middle - half) / scale)
+    return low, 1.0 if successes == trials else min(1.0, (middle + half) / scale)
 
 
 def _ranks(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.int64]:

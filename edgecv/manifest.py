@@ -26,8 +26,18 @@ class Graph:
 class Parity:
     """How far one set of answers is from the reference's on the same inputs.
 
-    ``max_abs`` and ``mean_abs`` are in the output's own unit, ``cosine`` is the smallest over the samples,
-    ``top1_agreement`` the share of samples whose largest output is the same (``None`` where that means nothing).
+    A figure is ``None`` where it means nothing. Where the reference itself rates two classes or neighbours as equal, to
+    within the rounding of the precision, either of them is the same decision.
+
+    Attributes:
+        max_abs, mean_abs: of the difference, in the output's own unit; ``tolerance`` is the ``max_abs`` allowed.
+        cosine: the smallest over the samples.
+        top1_agreement: the share of samples with the same best class; ``top1_interval`` is Wilson's 95 % interval.
+        psnr_db: ``20 log10((largest - smallest reference answer) / root mean square difference)`` over all answers;
+            ``None`` also where nothing differs.
+        top5_agreement: the share of the five best classes that are among the reference's five best.
+        rank1_agreement: the share of samples whose nearest other sample, by cosine of embeddings, is the same.
+        mean_iou: of boxes.
     """
 
     samples: int
@@ -36,6 +46,11 @@ class Parity:
     cosine: float
     top1_agreement: float | None
     tolerance: float
+    psnr_db: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    top5_agreement: float | None = None
+    rank1_agreement: float | None = None
+    mean_iou: float | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -1,60 +1,79 @@
-"""``edgecv convert``: from a checkpoint to a bundle."""
+"""``edgecv convert``: from a checkpoint or an ONNX file to a bundle."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import edgecv
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
+from edgecv.cli.convert_tracker import convert_nanotrack
+from edgecv.cli.train import resized
 from edgecv.data import open_frames
-from edgecv.errors import InputError
+from edgecv.errors import InputError, one_line
 from edgecv.files import refuse_occupied
 from edgecv.manifest import Parity
+from edgecv.preprocess import Preprocess
+from edgecv.schema import decode, loads
 
 EXAMPLE = "edgecv convert runs/digits/best.safetensors --samples digits --out digits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file of edgecv.train or edgecv.save_checkpoint")
+    parser.add_argument("model", type=Path, help="a .safetensors checkpoint of edgecv, or an .onnx file of any network")
+    parser.add_argument("head", nargs="?", type=Path, help="with --from nanotrack: the head; model is the backbone")
+    parser.add_argument("--from", dest="origin", choices=("nanotrack",), help="a published tracker of two .onnx files")
     parser.add_argument("--out", required=True, type=Path, help="the bundle: a folder that does not exist, or is empty")
     parser.add_argument(
-        "--backends", default="onnxruntime,openvino", help="comma-separated (default: onnxruntime,openvino)"
+        "--backends",
+        default="onnxruntime,openvino",
+        help="of onnxruntime, onnxruntime_mobile, openvino, tensorrt, tensorrt_rtx (default: onnxruntime,openvino)",
     )
+    parser.add_argument("--precisions", default="fp32", help="comma-separated: fp32, fp16 (default: fp32)")
     parser.add_argument("--batch", type=int, help="fix the batch size; by default it is free")
-    parser.add_argument("--opset", type=int, default=18, help="ONNX opset 18 to 20 (default: 18)")
+    parser.add_argument("--opset", type=int, default=18, help="ONNX opset 18 to 20 (default: 18); a file keeps its own")
     parser.add_argument("--name", help="the bundle's name (default: the output folder's)")
     parser.add_argument("--no-parity", action="store_true", help="write the bundle without comparing anything")
+    files = parser.add_argument_group("for an .onnx file")
+    files.add_argument(
+        "--preprocess", help="what its images went through: digits, cifar10, photos or a .json file of a Preprocess"
+    )
+    files.add_argument("--size", type=int, help="image side in pixels (default: that of --preprocess)")
+    files.add_argument("--labels", type=Path, help="a text file with one class name per line")
+    files.add_argument("--task", choices=("classification", "embedding"), help="what it gives (default: class scores)")
     add_samples(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.checkpoint.suffix != ".safetensors":
-        raise InputError(f"convert takes a .safetensors checkpoint, got {args.checkpoint}")
+    if args.origin == "nanotrack":
+        return convert_nanotrack(args)
+    if args.head is not None:
+        raise InputError(f"convert takes one file, or two with --from nanotrack; got {args.model} and {args.head}")
+    if args.model.suffix not in (".safetensors", ".onnx"):
+        raise InputError(f"convert takes a .safetensors checkpoint or an .onnx file, got {args.model}")
     if not args.samples and not args.no_parity:
         raise InputError("give --samples IMAGES to compare the variants with the network on, or --no-parity")
     refuse_occupied(args.out)
     samples = open_frames(args.samples, args.limit) if args.samples else None
-    from edgecv.models.checkpoint import read_checkpoint
-
-    network, card = read_checkpoint(args.checkpoint)
-    if card.preprocess is None:
-        raise InputError(f"{args.checkpoint} does not say how images are preprocessed: save it with preprocess=")
+    network, preprocess, labels, card = _file(args) if args.model.suffix == ".onnx" else _checkpoint(args)
     options = edgecv.ConvertOptions(
         name=args.name,
         onnx=edgecv.OnnxOptions(args.opset, args.batch),
-        dataset=card.dataset,
-        accuracy=card.accuracy,
+        dataset=card.dataset if card else None,
+        accuracy=card.accuracy if card else None,
+        task=args.task,
+        precisions=tuple(_listed(args.precisions)),
         parity=not args.no_parity,
     )
     with progress() as report:
         bundle = edgecv.convert(
             network,
             args.out,
-            preprocess=card.preprocess,
-            labels=card.labels,
-            backends=[name.strip() for name in args.backends.split(",")],
+            preprocess=preprocess,
+            labels=labels,
+            backends=_listed(args.backends),
             samples=samples,
             options=options,
             progress=report,
@@ -67,6 +86,49 @@ def run(args: argparse.Namespace) -> int:
     print(table(rows, ("variant", "largest difference", "cosine", "top-1 agreement")))
     print(f"bundle: {bundle.path} (sha256 {bundle.sha256[:12]})")
     return 0
+
+
+Inputs = tuple[Any, Preprocess, tuple[str, ...], Any]
+
+
+def _checkpoint(args: argparse.Namespace) -> Inputs:
+    if args.preprocess or args.size or args.labels or args.task:
+        raise InputError("--preprocess, --size, --labels and --task are for .onnx files; a checkpoint says them itself")
+    from edgecv.models.checkpoint import read_checkpoint
+
+    network, card = read_checkpoint(args.model)
+    if card.preprocess is None:
+        raise InputError(f"{args.model} does not say how images are preprocessed: save it with preprocess=")
+    return network, card.preprocess, card.labels, card
+
+
+def _file(args: argparse.Namespace) -> Inputs:
+    if not args.preprocess:
+        raise InputError(f"{args.model} does not say how images are preprocessed: give --preprocess")
+    labels: tuple[str, ...] = ()
+    if args.labels:
+        try:
+            labels = tuple(args.labels.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read labels {args.labels}: {one_line(error)}") from error
+    preprocess = _preprocess(args.preprocess)
+    return args.model, resized(preprocess, args.size) if args.size else preprocess, labels, None
+
+
+def _preprocess(name: str) -> Preprocess:
+    if not name.endswith(".json"):
+        from edgecv.training.recipes import recipe_for
+
+        return recipe_for(name).preprocess
+    try:
+        text = Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {one_line(error.strerror or error)}") from error
+    return decode(Preprocess, loads(text, name), name)
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
 
 
 def _figures(parity: Parity) -> tuple[str, str, str]:

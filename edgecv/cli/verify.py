@@ -6,12 +6,17 @@ import argparse
 from pathlib import Path
 
 import edgecv
+from edgecv.bundle import Bundle
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
 from edgecv.data import open_frames
 from edgecv.errors import InputError
-from edgecv.runtimes import open_session
+from edgecv.manifest import Parity
+from edgecv.preprocess import Preprocess
+from edgecv.runtimes import Session
+from edgecv.schema import encode
 
 EXAMPLE = "edgecv verify digits --samples digits --against runs/digits/best.safetensors"
+HEADER = ("variant", "verdict", "largest difference", "allowed", "mean", "PSNR dB", "cosine", "same decision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,36 +30,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    edgecv.Bundle.load(args.bundle)
+    bundle = Bundle.load(args.bundle)
     if not args.samples:
         raise InputError(
             f"every file of {args.bundle} is intact; give --samples IMAGES to compare the variants' answers"
         )
     frames = open_frames(args.samples, args.limit)
-    reference = open_session(args.against, backend="torch") if args.against else None
+    reference, preprocess = _network(args.against, bundle) if args.against else (None, None)
     with progress() as report:
-        found = edgecv.verify(args.bundle, samples=frames, reference=reference, threads=args.threads, progress=report)
+        found = edgecv.verify(
+            bundle.path,
+            samples=frames,
+            reference=reference,
+            reference_preprocess=preprocess,
+            threads=args.threads,
+            progress=report,
+        )
     if args.json:
-        print_json({"ok": found.ok, **_as_dict(found)})
-    else:
-        rows = [
-            (
-                name,
-                "agrees" if g.ok else "DIFFERS",
-                f"{g.parity.max_abs:.3g}",
-                f"{g.parity.tolerance:.3g}",
-                "; ".join(g.failures),
-            )
-            for name, g in found.gates.items()
-        ]
-        rows += [(name, "not run", "-", "-", reason) for name, reason in found.skipped.items()]
-        print(f"reference: {args.against or found.reference}, {found.samples} images")
-        print(table(rows, ("variant", "verdict", "largest difference", "allowed", "")))
+        print_json({"ok": found.ok, **encode(found)})
+        return 0 if found.ok else 1
+    rows = [(name, "agrees" if gate.ok else "DIFFERS", *_figures(gate.parity)) for name, gate in found.gates.items()]
+    rows += [(name, "not run", *"------") for name in found.skipped]
+    print(f"reference: {args.against or found.reference}, {found.samples} images")
+    print(table(rows, HEADER))
+    for name, gate in found.gates.items():
+        for line in (*gate.failures, *([gate.cause] if gate.cause else [])):
+            print(f"{name}: {line}")
+    for name, reason in found.skipped.items():
+        print(f"{name}: {reason}")
     return 0 if found.ok else 1
 
 
-def _as_dict(found: object) -> dict[str, object]:
-    from edgecv.schema import encode
+def _network(path: Path, bundle: Bundle) -> tuple[Session, Preprocess]:
+    """A checkpoint's network behind the bundle's output name, and how its frames are prepared."""
+    from edgecv.models.checkpoint import read_checkpoint
+    from edgecv.runtimes.pt import TorchSession
 
-    result: dict[str, object] = encode(found)
-    return result
+    network, card = read_checkpoint(path)
+    if card.preprocess is None:
+        raise InputError(f"{path} does not say how images are preprocessed: save it with preprocess=")
+    output = next(iter(bundle.manifest.graphs.values())).outputs[0].name
+    return TorchSession.from_network(network, card.preprocess, output=output), card.preprocess
+
+
+def _figures(parity: Parity) -> tuple[str, ...]:
+    psnr = "-" if parity.psnr_db is None else f"{parity.psnr_db:.1f}"
+    largest = (f"{value:.3g}" for value in (parity.max_abs, parity.tolerance, parity.mean_abs))
+    return (*largest, psnr, f"{parity.cosine:.7f}", _decision(parity))
+
+
+def _decision(parity: Parity) -> str:
+    """The task's own figure: how often the decision is the same."""
+    if parity.top1_agreement is not None:
+        low, high = parity.top1_interval or (0.0, 1.0)
+        top5 = "" if parity.top5_agreement is None else f", top-5 {parity.top5_agreement:.1%}"
+        return f"top-1 {parity.top1_agreement:.1%} ({low:.1%} to {high:.1%}){top5}"
+    if parity.rank1_agreement is not None:
+        return f"nearest neighbour {parity.rank1_agreement:.1%}"
+    return "-" if parity.mean_iou is None else f"mean IoU {parity.mean_iou:.3f}"

@@ -37,7 +37,7 @@ class Framed(nn.Module):
 
     def normalize(self, frames: Tensor) -> Tensor:
         """uint8 NHWC RGB frames to what the network takes."""
-        image = frames.permute(0, 3, 1, 2)
+        image = frames.float().permute(0, 3, 1, 2)  # the cast first: TensorRT does nothing else with uint8
         if self.flip:
             image = image.flip(1)
-        return image.float() * self.scale + self.shift
+        return image * self.scale + self.shift
