@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,16 @@ import onnx
 import onnx.checker
 import onnx.shape_inference
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgecv
 from edgecv.errors import ConversionError, InputError, one_line
 from edgecv.files import write_file
 from edgecv.models.framed import Framed
+from edgecv.models.reparameterize import reparameterize
 from edgecv.preprocess import Preprocess
 
-__all__ = ["OPSETS", "OnnxOptions", "onnx_from_torch"]
+__all__ = ["EXAMPLE_BATCH", "OPSETS", "OnnxOptions", "metadata_for", "onnx_from_torch", "write_graph"]
 
 OPSETS = (18, 19, 20)  # torch's exporter writes 18 at least; TensorRT 10.3 (JetPack 6) reads 20 at most
 IR_VERSION = 10  # ONNX Runtime 1.18 and TensorRT 10.3 read it
@@ -33,14 +34,21 @@ EXAMPLE_BATCH = 3  # 1 and 2 make the exporter specialize: "batch <= 2" for chan
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
-    """What is written: ``batch`` of ``None`` leaves it free at run time."""
+    """What is written.
+
+    ``batch`` of ``None`` leaves it free at run time. ``reparameterize`` folds branches that serve training alone, where
+    submodules offer it, as those of MobileOne and RepVGG do.
+    """
 
     opset: int = 18
     batch: int | None = None
+    reparameterize: bool = True
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             raise InputError(f"opset is one of {', '.join(map(str, OPSETS))}, got {self.opset!r}")
+        if not isinstance(self.reparameterize, bool):
+            raise InputError(f"reparameterize is True or False, got {self.reparameterize!r}")
         if self.batch is not None and (not isinstance(self.batch, int) or self.batch < 1):
             raise InputError(f"batch is a whole number from 1 or None, got {self.batch!r}")
 
@@ -58,14 +66,36 @@ def onnx_from_torch(
 
     The graph takes ``image``: uint8 ``[batch, height, width, 3]`` RGB at ``preprocess.size``, and gives ``output``. It
     is constant-folded, shape-inferred and checked. The same network gives the same bytes: what torch's exporter notes
-    about source files and call stacks is left out. ``network`` is exported in eval mode from a copy, on the CPU.
+    about source files and call stacks is left out. ``network`` is exported in eval mode from a copy, on the CPU, with
+    the branches that serve training alone folded.
 
     Raises:
         ConversionError: torch's exporter or ONNX refuses the network; the message carries their reason.
     """
     options = options or OnnxOptions()
-    framed = Framed(copy.deepcopy(network).cpu().eval(), preprocess).eval()
-    model = _export(framed, preprocess.size, output, options)
+    example = torch.zeros(options.batch or EXAMPLE_BATCH, *preprocess.size, 3, dtype=torch.uint8)
+    framed = Framed(network, preprocess)
+    return write_graph(framed, {"image": example}, [output], path, options=options, metadata=metadata)
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    path: str | Path,
+    *,
+    options: OnnxOptions,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """As ``onnx_from_torch``, for a module that takes a graph's inputs as they are and gives its ``outputs`` in order.
+
+    ``inputs`` holds an example of each, of ``options.batch`` items, or ``EXAMPLE_BATCH`` where the batch is free.
+    """
+    name = _name(module)
+    module = copy.deepcopy(module).cpu().eval()
+    if options.reparameterize:
+        reparameterize(module)
+    model = _export(module, inputs, outputs, options, name)
     _strip_notes(model)
     for key, value in {"edgecv_version": edgecv.__version__, **(metadata or {})}.items():
         model.metadata_props.add(key=key, value=value)
@@ -75,7 +105,7 @@ def onnx_from_torch(
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ConversionError(f"the exported graph of {_name(network)} is not valid ONNX: {one_line(error)}") from error
+        raise ConversionError(f"the exported graph of {name} is not valid ONNX: {one_line(error)}") from error
     write_file(path, model.SerializeToString(deterministic=True))
     return Path(path)
 
@@ -101,30 +131,32 @@ def metadata_for(name: str, task: str, preprocess: Preprocess, labels: tuple[str
     }
 
 
-def _export(framed: Framed, size: tuple[int, int], output: str, options: OnnxOptions) -> onnx.ModelProto:
-    example = torch.zeros(options.batch or EXAMPLE_BATCH, *size, 3, dtype=torch.uint8)
-    dynamic = None if options.batch else ({0: torch.export.Dim("batch")},)
+def _export(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], options: OnnxOptions, name: str
+) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
     try:
         with _quiet():
             program = torch.onnx.export(
-                framed,
-                (example,),
+                module,
+                tuple(inputs.values()),
                 dynamo=True,
                 verbose=False,
-                input_names=["image"],
-                output_names=[output],
+                input_names=list(inputs),
+                output_names=list(outputs),
                 opset_version=options.opset,
-                dynamic_shapes=dynamic,
+                dynamic_shapes=None if options.batch else tuple({0: batch} for _ in inputs),
                 external_data=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ConversionError(f"torch cannot export {_name(framed.network)} to ONNX: {_reason(error)}") from error
+        raise ConversionError(f"torch cannot export {name} to ONNX: {_reason(error)}") from error
     if program is None:
-        raise ConversionError(f"torch's exporter gave nothing for {_name(framed.network)}")
+        raise ConversionError(f"torch's exporter gave nothing for {name}")
     model: onnx.ModelProto = program.model_proto
-    if len(model.graph.output) != 1:
-        names = ", ".join(value.name for value in model.graph.output)
-        raise ConversionError(f"{_name(framed.network)} must give one tensor, its graph has the outputs {names}")
+    if len(model.graph.output) != len(outputs):
+        given = ", ".join(value.name for value in model.graph.output)
+        wanted = "one tensor" if len(outputs) == 1 else f"{len(outputs)} tensors"
+        raise ConversionError(f"{name} must give {wanted}, its graph has the outputs {given}")
     written = next(item.version for item in model.opset_import if item.domain == "")
     if written != options.opset:
         raise ConversionError(f"torch's exporter wrote opset {written} where {options.opset} was asked for")
@@ -171,5 +203,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _name(network: nn.Module) -> str:
-    return type(network).__name__
+def _name(module: nn.Module) -> str:
+    """What messages call a module: the network's name, where frames or crops are brought to one inside."""
+    return type(getattr(module, "network", module)).__name__

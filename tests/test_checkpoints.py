@@ -130,6 +130,34 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         edgecv.load_checkpoint(path)
 
 
+class _Versioned(torch.nn.Linear):
+    """A layer that refuses weights of another version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"wrong version\n{local_metadata}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_versions_of_layers_are_said_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for build in (lambda: _Versioned(2, 2), lambda: torch.nn.Sequential(_Versioned(2, 2))):
+        monkeypatch.setattr("edgecv.models.squeezenet.squeezenet1_1", build)
+        network = models.create("squeezenet1_1")
+        edgecv.save_checkpoint(network, tmp_path / "a.safetensors")
+        assert torch.equal(edgecv.load_checkpoint(tmp_path / "a.safetensors")(torch.ones(2)), network(torch.ones(2)))
+
+
+def test_a_layer_that_refuses_its_weights_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecv.models.squeezenet.squeezenet1_1", lambda: _Versioned(2, 2))
+    edgecv.save_checkpoint(models.create("squeezenet1_1"), tmp_path / "a.safetensors")
+    monkeypatch.setattr(_Versioned, "_version", 3)
+    with pytest.raises(InputError, match=r"a\.safetensors: the weights do not fit the recipe: wrong version") as raised:
+        edgecv.load_checkpoint(tmp_path / "a.safetensors")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_damage_is_refused_or_harmless(tmp_path: Path, seed: int) -> None:
     """The weights carry no checksum (a bundle does); the header and the lengths must hold."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from tests.conftest import require
@@ -16,7 +19,7 @@ require("torch")
 
 import torch  # noqa: E402  (after the check that it is there)
 
-from edgecv import Preprocess, models  # noqa: E402
+from edgecv import OnnxOptions, Preprocess, models, open_session  # noqa: E402
 from edgecv.images import read_image  # noqa: E402
 from edgecv.models.counting import count  # noqa: E402
 from edgecv.models.layers import SameConv2d  # noqa: E402
@@ -41,6 +44,8 @@ PUBLISHED = {
     "squeezenet1_0": (1_248_424, 818_924_576),
     "squeezenet1_1": (1_235_496, 349_151_936),
 }
+# With a free batch, which takes twice as long: in test_onnx_from_torch.py.
+EXPORTED = ("mobilenet_v2", "resnet18", "squeezenet1_1")
 IMAGENET = Preprocess(size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -52,6 +57,27 @@ def _options(name: str, stem: str = "small") -> dict[str, Any]:
 def _small(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     return models.create(name, **_options(name))
+
+
+def _frames(count: int) -> NDArray[np.uint8]:
+    """Squares of 16 pixels in random colours: 64 pixels in all."""
+    squares = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return squares.repeat(16, axis=1).repeat(16, axis=2)
+
+
+def _images(frames: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
+def _settled(name: str) -> torch.nn.Module:
+    """A network whose batch norms have seen images: fresh ones give all images the same answer, or nearly."""
+    torch.manual_seed(0)
+    network = models.create(name, **_options(name, "imagenet")).requires_grad_(False).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(_images(_frames(16)))
+    return network.eval()
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -102,6 +128,31 @@ class TestEveryArchitecture:
         ):
             with pytest.raises(InputError, match=telling):
                 models.Recipe(name, options).build()
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """An export makes millions of objects, which the garbage collector would walk again and again."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("name", [name for name in models.names() if name not in EXPORTED])
+def test_the_exported_graph_answers_as_the_network(name: str, tmp_path: Path) -> None:
+    for library in ("onnx", "onnxruntime"):
+        require(library)
+    from edgecv.converters.onnx_from_torch import onnx_from_torch
+
+    network = _settled(name)
+    frames = _frames(2)
+    path = onnx_from_torch(network, tmp_path / "a.onnx", Preprocess((64, 64)), options=OnnxOptions(batch=2))
+    with open_session(path, backend="onnxruntime", threads=1) as session, torch.no_grad():
+        (got,) = session.run({"image": frames}).values()
+        wanted = network(_images(frames)).numpy()
+    assert wanted.std(axis=0).max() > 1e-3
+    assert np.abs(got - wanted).max() <= 1e-4
 
 
 def test_unknown_names_come_with_a_guess() -> None:

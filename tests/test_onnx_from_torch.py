@@ -24,6 +24,7 @@ from torch import nn  # noqa: E402
 import edgecv  # noqa: E402
 from edgecv import OnnxOptions, Preprocess, models  # noqa: E402
 from edgecv.converters.onnx_from_torch import OPSETS, metadata_for, onnx_from_torch  # noqa: E402
+from edgecv.models.reparameterize import reparameterize  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3)).astype(np.uint8)
 
@@ -185,7 +186,99 @@ def test_what_cannot_be_exported_is_refused(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("options", [{"opset": 17}, {"opset": 21}, {"batch": 0}, {"batch": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"opset": 17}, {"opset": 21}, {"batch": 0}, {"batch": 1.5}, {"reparameterize": "no"}]
+)
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         OnnxOptions(**options)
+
+
+class _Branches(nn.Module):
+    """The sum of a 3x3 convolution, a 1x1 convolution and the image itself (RepVGG, arXiv:2101.03697)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1, bias=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.wide(image) + self.narrow(image) + image if self.narrow else self.wide(image)
+        return out
+
+    def fold(self) -> nn.Conv2d:
+        self.wide.weight += nn.functional.pad(self.narrow.weight + torch.eye(3)[:, :, None, None], (1, 1, 1, 1))
+        self.narrow = None  # type: ignore[assignment]  # without branches from now on
+        return self.wide
+
+
+class _Changed(_Branches):
+    def reparameterize(self) -> None:
+        self.fold()
+
+
+class _Deployed(_Branches):
+    def switch_to_deploy(self, verbose: bool = False) -> None:
+        self.fold()
+
+
+class _Replaced(_Branches):
+    def fuse(self) -> nn.Module:
+        return self.fold()
+
+
+class _Namesakes(_Branches):
+    """What has such names and folds nothing: a layer, and the sampling of a variational autoencoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fuse(super().forward(image))
+        return out
+
+    def reparameterize(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        return mean + variance
+
+
+class _Failing(_Branches):
+    def reparameterize(self) -> None:
+        raise ValueError("no\nbatch norm")
+
+
+def _convolutions(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", [_Changed, _Deployed, _Replaced, _Namesakes])
+def test_branches_are_folded_where_a_module_offers_it(kind: type[_Branches]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Sequential(kind(), nn.ReLU()), kind()).eval()
+    image = torch.rand(2, 3, 6, 8)
+    wanted = network(image)
+    reparameterize(network)
+    assert _convolutions(network) == (6 if kind is _Namesakes else 2)
+    assert (network(image) - wanted).abs().max() <= 1e-5
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_an_exported_graph_has_no_branches_unless_they_are_wanted(tmp_path: Path, folded: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(_Replaced(), nn.ReLU(), _Changed(), nn.Flatten())
+    path = _export(tmp_path, network, options=OnnxOptions(reparameterize=folded))
+    nodes = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert nodes.count("Conv") == (2 if folded else 4)
+    assert _convolutions(network) == 4
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(FRAMES).permute(0, 3, 1, 2).float() / 255).numpy()
+    assert np.abs(_answer(path) - wanted).max() <= 1e-4
+
+
+@pytest.mark.parametrize("network", [_Failing(), nn.Sequential(_Failing())])
+def test_a_module_that_fails_to_fold_is_refused(tmp_path: Path, network: nn.Module) -> None:
+    telling = r"cannot be folded .* _Failing\.reparameterize\(\) failed: no batch norm; .*reparameterize=False"
+    with pytest.raises(ConversionError, match=telling) as raised:
+        _export(tmp_path, network)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []

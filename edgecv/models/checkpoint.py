@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecv.errors import InputError, one_line
 from edgecv.files import write_file
@@ -91,12 +92,22 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     card = decode(Card, header, f"{path}: header")
     try:
         network = card.recipe.build()
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(_versioned(weights, network), strict=True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: the weights do not fit the recipe: {one_line(error)}") from error
     return network.eval(), card
+
+
+def _versioned(weights: dict[str, Tensor], network: nn.Module) -> OrderedDict[str, Tensor]:
+    """``weights`` with the versions of layers, which safetensors drops and torchvision's MNASNet, for one, demands.
+
+    A checkpoint is written from a whole state dict, so its versions are those of the network it rebuilds.
+    """
+    state = OrderedDict(weights)
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # torch's own place for it
+    return state
 
 
 def _refuse_suffix(path: str | Path) -> None:

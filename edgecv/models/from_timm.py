@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from typing import Any
@@ -11,7 +12,6 @@ from torch import nn
 
 from edgecv.errors import BackendUnavailable, InputError, one_line
 from edgecv.models.recipe import Library
-from edgecv.plugins import unknown
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress
 
@@ -21,17 +21,24 @@ __all__ = ["LIBRARY"]
 def build(name: str, options: dict[str, Any]) -> nn.Module:
     """Make timm's ``name`` with fresh weights."""
     if not timm.is_model(name):
-        raise InputError(unknown("timm model", name, timm.list_models()))
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)  # all 1300 names would fill the screen
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown timm model {name!r}; {guess}timm.list_models() lists them")
+    if "checkpoint_path" in options:  # recipes come from files, and must not make timm read others
+        raise InputError(f"timm:{name} takes no checkpoint_path here: pass the file as weights")
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
-    network.edgecv_preprocess = _preprocess(network)  # type: ignore[assignment]  # a plain attribute
+    preprocess = _preprocess(network, options.get("img_size"))
+    network.edgecv_preprocess = preprocess  # type: ignore[assignment]  # a plain attribute
     return network
 
 
 def load_published(name: str, progress: Progress) -> dict[str, Any]:
     """Download the published weights of ``name`` through timm, which keeps a cache and checks hashes of its own."""
+    if not timm.is_model_pretrained(name):
+        raise InputError(f"timm:{name} has no published weights")
     if os.environ.get("EDGECV_OFFLINE", "") not in ("", "0"):
         raise BackendUnavailable(f"EDGECV_OFFLINE is set: the weights of timm:{name} cannot be downloaded; pass a file")
     try:
@@ -40,9 +47,10 @@ def load_published(name: str, progress: Progress) -> dict[str, Any]:
         raise BackendUnavailable(f"cannot download the weights of timm:{name}: {one_line(error)}") from error
 
 
-def _preprocess(network: nn.Module) -> Preprocess:
+def _preprocess(network: nn.Module, size: int | tuple[int, int] | None) -> Preprocess:
     """timm's evaluation transform: short side to ``size / crop_pct``, centre crop; or a stretch where it squashes."""
-    config = timm.data.resolve_model_data_config(network)
+    chosen = (size, size) if isinstance(size, int) else size
+    config = timm.data.resolve_model_data_config(network, {"input_size": (3, *chosen)} if chosen else None)
     height, width = config["input_size"][1:]
     short = math.floor(min(height, width) / config["crop_pct"])
     return Preprocess(

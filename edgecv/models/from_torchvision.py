@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torchvision
@@ -16,11 +17,14 @@ from edgecv.progress import Progress
 
 __all__ = ["LIBRARY"]
 
-# Networks with helpers for training at several depths: without these options they give tuples in training.
-PLAIN = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
+# What torchvision itself sets for the published weights: two networks take images of another normalization, one a
+# larger size. Helpers for training at several depths are left out: with them a network gives tuples in training.
+PLAIN: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
+    "vit_h_14": {"image_size": 518},
 }
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # published before module names lost their dots
 
 
 def build(name: str, options: dict[str, Any]) -> nn.Module:
@@ -28,12 +32,14 @@ def build(name: str, options: dict[str, Any]) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise InputError(unknown("torchvision model", name, known))
+    chosen = {**PLAIN.get(name, {}), **options}
     try:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **{**PLAIN.get(name, {}), **options})
-    except (TypeError, ValueError) as error:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **chosen)
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"torchvision:{name} cannot be built with {options}: {one_line(error)}") from error
     transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    network.edgecv_preprocess = _preprocess(transforms)  # type: ignore[assignment]  # a plain attribute
+    preprocess = _preprocess(transforms, chosen.get("image_size", chosen.get("input_size")))
+    network.edgecv_preprocess = preprocess  # type: ignore[assignment]  # a plain attribute
     return network
 
 
@@ -44,14 +50,18 @@ def load_published(name: str, progress: Progress) -> dict[str, Any]:
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     digits = url.rpartition("-")[2].partition(".")[0]
     weights: dict[str, Any] = torch.load(fetch(url, digits, progress=progress), map_location="cpu", weights_only=True)
-    return {key: value for key, value in weights.items() if not key.lower().startswith("aux")}
+    return {
+        _OLD_DENSENET.sub(r"\1\2", key): value for key, value in weights.items() if not key.lower().startswith("aux")
+    }
 
 
-def _preprocess(transforms: Any) -> Preprocess:
+def _preprocess(transforms: Any, size: int | tuple[int, int] | None) -> Preprocess:
+    """torchvision's evaluation transform; at ``size`` where the options chose one, with the margin in proportion."""
     crop, short = transforms.crop_size[0], transforms.resize_size[0]
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (crop, crop))
     return Preprocess(
-        size=(crop, crop),
-        resize=max(short, crop),
+        size=(height, width),
+        resize=max(short * min(height, width) // crop, height, width),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         interpolation=transforms.interpolation.value,

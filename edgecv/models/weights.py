@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle  # noqa: TID251  (only to name the error of torch.load, which reads tensors and plain values alone)
+import struct
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,25 +104,38 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a readable weights file: {one_line(error)}") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()) or not found:
+    if not isinstance(found, dict) or not found or not all(map(_named_tensor, found.items())):
         raise InputError(f"{path} holds no state dict: names with tensors were expected")
     return {key.removeprefix("module."): value for key, value in found.items()}
 
 
 # torch.load of a file that is none of its own: any of these, depending on the first bytes.
 _UNREADABLE = (
-    AttributeError, EOFError, ImportError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError,
-    pickle.UnpicklingError,
+    AssertionError, AttributeError, EOFError, ImportError, IndexError, KeyError, OSError, RuntimeError, TypeError,
+    ValueError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
+
+
+def _named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     wanted = network.state_dict()
     last = next(reversed(wanted)).rpartition(".")[0]
-    other = [key for key, value in state.items() if key in wanted and value.shape != wanted[key].shape]
-    if other and all(key.rpartition(".")[0] == last for key in other):
-        state = {**state, **{key: wanted[key] for key in other}}
+    fresh = {key: value for key, value in wanted.items() if key.rpartition(".")[0] == last}
+    if all(key in state and _other_classes(state[key], value) for key, value in fresh.items()):
+        state = {**state, **fresh}
+    versioned = OrderedDict(state)
+    # Some networks (torchvision's MNASNet) refuse a state dict that does not say its version, as files seldom do. The
+    # layers' versions stay unsaid: batch norms then forgive what old files lack.
+    versioned._metadata = {"": wanted._metadata.get("", {})}  # type: ignore[attr-defined]  # torch's own place for it
     try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+        network.load_state_dict(versioned, strict=True)
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{source} does not fit {type(network).__name__}: {one_line(error)}") from error
+
+
+def _other_classes(value: Tensor, wanted: Tensor) -> bool:
+    """The same layer for another number of classes; a transposed one, for instance, is not."""
+    return value.dim() == wanted.dim() and value.shape[1:] == wanted.shape[1:] and value.shape != wanted.shape
