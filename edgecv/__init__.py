@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgecv.models import load_checkpoint, save_checkpoint
     from edgecv.parity import verify
     from edgecv.pipelines import Classifier, Embedder, Gallery, load
+    from edgecv.pipelines.tracking import Tracker
     from edgecv.preprocess import Preprocess
     from edgecv.profiling import Profile, profile
     from edgecv.runtimes import Session, open_session
@@ -48,6 +49,7 @@ __all__ = [
     "Preprocess",
     "Profile",
     "Session",
+    "Tracker",
     "TrainConfig",
     "convert",
     "evaluate",
@@ -63,7 +65,8 @@ __all__ = [
 
 _HOMES = {
     "edgecv.bundle": ("Bundle",),
-    "edgecv.converters": ("ConvertOptions", "OnnxOptions", "convert"),
+    "edgecv.converters.converting": ("ConvertOptions", "convert"),
+    "edgecv.converters.onnx_from_torch": ("OnnxOptions",),
     "edgecv.errors": (
         "BackendUnavailable", "BundleError", "ConversionError", "EdgeCVError", "InputError", "ParityError",
     ),
@@ -71,6 +74,7 @@ _HOMES = {
     "edgecv.models": ("load_checkpoint", "save_checkpoint"),
     "edgecv.parity": ("verify",),
     "edgecv.pipelines": ("Classifier", "Embedder", "Gallery", "load"),
+    "edgecv.pipelines.tracking": ("Tracker",),
     "edgecv.preprocess": ("Preprocess",),
     "edgecv.profiling": ("Profile", "profile"),
     "edgecv.runtimes": ("Session", "open_session"),
@@ -100,11 +104,12 @@ def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if module not in _EXTRAS or (error.name or "").partition(".")[0] == "edgecv":
+        package = ".".join(module.split(".")[:2])
+        if package not in _EXTRAS or (error.name or "").partition(".")[0] == "edgecv":
             raise
         from edgecv.errors import BackendUnavailable
 
         raise BackendUnavailable(
-            f"{module} needs the Python package {error.name!r}, which is not installed: "
-            f"pip install 'edgecv[{_EXTRAS[module]}]'"
+            f"{package} needs the Python package {error.name!r}, which is not installed: "
+            f"pip install 'edgecv[{_EXTRAS[package]}]'"
         ) from error

@@ -55,25 +55,32 @@ class Search(Session):
             [TensorSpec(name, "float32", (None, None, None, None)) for name in ("score", "box")],
         )
         self.crops: list[Array] = []
+        self.batches: list[int] = []
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> Search:
         raise NotImplementedError
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        crop = inputs["search"][0]
-        self.crops.append(crop.copy())
-        score = np.zeros((1, 2, CELLS, CELLS), np.float32)
-        score[0, 0], box = 6.0, np.full((1, 4, CELLS, CELLS), 20.0, np.float32)
-        rows, columns = np.nonzero(crop.min(2) > 200)
-        if len(rows):
-            top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-            points = (np.arange(CELLS) - CELLS // 2) * STRIDE + 127.5
-            row, column = np.abs(points - (top + bottom) / 2).argmin(), np.abs(points - (left + right) / 2).argmin()
-            score[0, :, row, column] = 0.0, 6.0
-            x, y = points[column], points[row]
-            box[0, :, row, column] = x - left, y - top, right - x, bottom - y
+        self.batches.append(len(inputs["search"]))
+        self.crops.extend(inputs["search"].copy())
+        answers = [_answer(crop) for crop in inputs["search"]]
+        score, box = (np.stack(part) for part in zip(*answers, strict=True))
         return {"score": score, "box": box}
+
+
+def _answer(crop: Array) -> tuple[Array, Array]:
+    score, box = np.zeros((2, CELLS, CELLS), np.float32), np.full((4, CELLS, CELLS), 20.0, np.float32)
+    score[0] = 6.0
+    rows, columns = np.nonzero(crop.min(2) > 200)
+    if len(rows):
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        points = (np.arange(CELLS) - CELLS // 2) * STRIDE + 127.5
+        row, column = np.abs(points - (top + bottom) / 2).argmin(), np.abs(points - (left + right) / 2).argmin()
+        score[:, row, column] = 0.0, 6.0
+        x, y = points[column], points[row]
+        box[:, row, column] = x - left, y - top, right - x, bottom - y
+    return score, box
 
 
 def scene(box: Box | None, size: tuple[int, int] = (240, 320)) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ PIPELINES = Table(
     builtin={
         "classification": "edgecv.pipelines.classifier:Classifier",
         "embedding": "edgecv.pipelines.embedder:Embedder",
+        "tracking": "edgecv.pipelines.tracking:Tracker",
     },
 )
 
@@ -30,9 +32,11 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
-    """Open a bundle as the pipeline of its task, ready for frames: a ``Classifier`` or an ``Embedder``.
+    """Open a bundle as the pipeline of its task, ready for frames: a ``Classifier``, an ``Embedder`` or a ``Tracker``.
 
-    The arguments are those of ``edgecv.open_session``; the pipeline is a context manager and has ``close``.
+    The arguments are those of ``edgecv.open_session``; the pipeline is a context manager and has ``close``. A class in
+    the table ``PIPELINES`` has ``from_postprocess(session, preprocess, labels, postprocess)``; one that runs several
+    graphs names them in ``graphs``, and gets a session of each in front.
 
     Raises:
         BundleError: the bundle is broken, or this edgecv does not know its task.
@@ -43,9 +47,25 @@ def load(
     if manifest.task not in PIPELINES.names():
         raise BundleError(f"{opened.path} is for the task {manifest.task!r}; update edgecv")
     pipeline = PIPELINES.load(manifest.task)
-    session = open_session(opened, backend=backend, variant=variant, device=device, threads=threads)
-    try:
-        return pipeline.from_postprocess(session, manifest.preprocess, opened.labels, manifest.postprocess)
-    except InputError as error:
-        session.close()
-        raise BundleError(f"{opened.path}: {error}") from error
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(
+                open_session(opened, backend=backend, variant=variant, graph=graph, device=device, threads=threads)
+            )
+            for graph in _graphs(pipeline, opened)
+        ]
+        try:
+            made = pipeline.from_postprocess(*sessions, manifest.preprocess, opened.labels, manifest.postprocess)
+        except InputError as error:
+            raise BundleError(f"{opened.path}: {error}") from error
+        stack.pop_all()  # the sessions are the pipeline's now
+        return made
+
+
+def _graphs(pipeline: Any, bundle: Bundle) -> tuple[str, ...]:
+    """The graphs that a pipeline runs, in its own order: those it names, or else the only one there is."""
+    held, named = tuple(bundle.manifest.graphs), getattr(pipeline, "graphs", None)
+    if set(held) != set(named) if named else len(held) != 1:
+        wanted = " and ".join(named) if named else "one graph"
+        raise BundleError(f"{bundle.path}: {bundle.manifest.task} needs {wanted}, the bundle has {' and '.join(held)}")
+    return named or held

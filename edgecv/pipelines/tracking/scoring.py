@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgecv.errors import InputError
 from edgecv.pipelines.tracking.boxes import Box, overlaps
 from edgecv.pipelines.tracking.sequences import TrackSequence
-from edgecv.pipelines.tracking.tracker import TrackState
+from edgecv.pipelines.tracking.target import TrackState
 from edgecv.progress import Progress, silent
 
 __all__ = ["Run", "Scores", "evaluate_tracker", "run_sequence", "score_all", "score_sequence"]

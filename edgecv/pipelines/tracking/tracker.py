@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,79 +13,66 @@ from numpy.typing import NDArray
 from edgecv.errors import InputError
 from edgecv.pipelines.tracking.boxes import Box, check_box, context_side
 from edgecv.pipelines.tracking.confidence import Measures, agreement, measure
-from edgecv.pipelines.tracking.crops import Colour, cut, fill_colour
+from edgecv.pipelines.tracking.crops import cut, fill_colour
 from edgecv.pipelines.tracking.heads import Found, head_for, scale_factors
 from edgecv.pipelines.tracking.settings import TrackerSettings
-from edgecv.preprocess import check_frame
+from edgecv.pipelines.tracking.target import Target, TrackState, decided, is_lost, moved, place, status_of
+from edgecv.preprocess import Preprocess, check_frame
 from edgecv.runtimes.session import Session
+from edgecv.schema import decode
 from edgecv.tensors import Array
 
-__all__ = ["Status", "TrackState", "Tracker"]
+__all__ = ["Tracker"]
 
 Frame = NDArray[np.uint8]
-Point = tuple[float, float]
-Status = Literal["tracking", "unsure", "lost"]
-SMALLEST = 4.0  # pixels a side: below it a crop shows nothing
-# Where a lost target is looked for, in search crops from where it was last seen: nearest first, then all over again.
-# Every other frame looks at the last place itself.
-PLACES = tuple(sorted(
-    ((x / 2, y / 2) for x in range(-4, 5) for y in range(-4, 5)), key=lambda place: (max(map(abs, place)), place)
-))  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TrackState:
-    """Where the target is: ``box`` (x, y, w, h) in pixels of the frame, x and y of its left upper corner.
-
-    ``score`` is the network's own, 0-1, and says little. ``confidence`` is the probability that the target is there at
-    all, from which ``status`` follows: ``"unsure"`` is a doubt about this frame; ``"lost"`` means that the target was
-    not seen for a while, that ``box`` is where it was last, and that it is being looked for.
-    """
-
-    box: Box
-    score: float
-    confidence: float
-    status: Status
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a tracker knows of a target between two frames; ``missed`` counts the frames in which it was hidden."""
-
-    centre: Point
-    size: tuple[float, float]
-    fill: Colour
-    features: Array
-    missed: int = 0
-
-    @property
-    def box(self) -> Box:
-        (x, y), (w, h) = self.centre, self.size
-        return x - w / 2, y - h / 2, w, h
 
 
 class Tracker:
     """Two sessions and how their answers are read: follows one target from frame to frame.
 
     Every frame costs one run of the search graph, and one of the template graph where the map leaves a doubt, however
-    long a target is lost; memory stays what it is after the first frame.
+    long a target is lost; memory stays what it is after the first frame. ``MultiTracker`` follows several.
 
     Args:
         template: ``template`` uint8 ``[batch, exemplar, exemplar, 3]`` RGB to ``features``.
         search: ``features`` and ``search`` uint8 ``[batch, search, search, 3]`` RGB to ``score`` and, where the head
             has one, ``box``. A ``"peak"`` head searches as many crops at a time as it has scales.
         settings: what the networks were trained with.
+
+    Raises:
+        InputError: a graph does not take such crops.
     """
+
+    graphs: ClassVar[tuple[str, ...]] = ("template", "search")
 
     def __init__(self, template: Session, search: Session, settings: TrackerSettings) -> None:
         self.settings = settings
         self._template, self._search = template, search
+        _check_graph(template, ("template",), settings.exemplar)
+        _check_graph(search, ("features", "search"), settings.search)
         self._head = head_for(settings)
         self._free_head = head_for(replace(settings, window=0.0))
         self._factors = scale_factors(settings)
         self._crops = np.zeros((len(self._factors), settings.search, settings.search, 3), np.uint8)
-        self._exemplar = np.zeros((1, settings.exemplar, settings.exemplar, 3), np.uint8)
+        self._exemplars = np.zeros((1, settings.exemplar, settings.exemplar, 3), np.uint8)
         self._target: Target | None = None
+
+    @classmethod
+    def from_postprocess(
+        cls,
+        template: Session,
+        search: Session,
+        preprocess: Preprocess,
+        labels: Sequence[str],
+        postprocess: dict[str, Any],
+    ) -> Tracker:
+        """What ``load`` calls; ``InputError`` where the bundle's settings are not those of its graphs."""
+        return cls(template, search, decode(TrackerSettings, postprocess, "postprocess"))
+
+    @property
+    def sessions(self) -> tuple[Session, Session]:
+        """The template's and the search's."""
+        return self._template, self._search
 
     def init(self, frame: Frame, box: Box) -> TrackState:
         """Take the target to follow: ``box`` (x, y, w, h) in a uint8 RGB frame ``[height, width, 3]``.
@@ -92,12 +80,8 @@ class Tracker:
         Raises:
             InputError: the frame is none, or the box is degenerate or outside it.
         """
-        check_frame(frame)
-        x, y, w, h = check_box(box, *frame.shape[:2])
-        centre, fill = (x + w / 2, y + h / 2), fill_colour(frame)
-        features = self._features(frame, centre, (w, h), fill)
-        self._target = Target(centre, (w, h), fill, np.repeat(features, len(self._factors), axis=0))
-        return TrackState((x, y, w, h), 1.0, 1.0, "tracking")
+        self._target = self.take(frame, box)
+        return TrackState(self._target.box, 1.0, 1.0, "tracking")
 
     def update(self, frame: Frame) -> TrackState:
         """Find the target in the next frame, which may have another size than the first.
@@ -105,14 +89,36 @@ class Tracker:
         Raises:
             InputError: the frame is none, or ``init`` was not called.
         """
+        ((self._target, state),) = self.follow(frame, [self._current()])
+        return state
+
+    def take(self, frame: Frame, box: Box) -> Target:
+        """As ``init``, but the target is the caller's to keep and to hand to ``follow``."""
         check_frame(frame)
-        target = self._current()
-        lost = self._is_lost(target)
-        place = _place(target, frame, self.settings) if lost else target.centre
-        found, moved = self._look(frame, replace(target, centre=place), free=lost)
-        confidence = self._confidence(frame, found, moved)
-        self._target = self._decide(target, moved, confidence, lost)
-        return TrackState(self._target.box, found.score, confidence, self._status(self._target, confidence))
+        x, y, w, h = check_box(box, *frame.shape[:2])
+        target = Target((x + w / 2, y + h / 2), (w, h), fill_colour(frame), np.empty(0, np.float32))
+        return replace(target, features=np.repeat(self._features(frame, [target]), len(self._factors), axis=0))
+
+    def follow(self, frame: Frame, targets: Sequence[Target]) -> list[tuple[Target, TrackState]]:
+        """Find several targets in the next frame, in one batch: each as it is afterwards, and what is said of it.
+
+        The tracker's own target stays as it is.
+
+        Raises:
+            InputError: the frame is none, or the graphs have a fixed batch of another size.
+        """
+        check_frame(frame)
+        if not targets:
+            return []
+        settings = self.settings
+        lost = [is_lost(target, settings) for target in targets]
+        looked = self._look(frame, [place(target, frame, settings) for target in targets], lost)
+        answers = []
+        for target, (found, there), confidence in zip(targets, looked, self._confidences(frame, looked), strict=True):
+            after = decided(target, there, confidence, settings)
+            state = TrackState(after.box, found.score, confidence, status_of(after, confidence, settings))
+            answers.append((after, state))
+        return answers
 
     def examine(self, frame: Frame, box: Box) -> tuple[Measures, float]:
         """What a frame says of the target if it is expected at ``box``: the map's measures, and the agreement of what
@@ -121,8 +127,9 @@ class Tracker:
         check_frame(frame)
         target = self._current()
         x, y, w, h = check_box(box, *frame.shape[:2])
-        found, moved = self._look(frame, replace(target, centre=(x + w / 2, y + h / 2), size=(w, h)), free=False)
-        return measure(found.response), self._agreement(frame, moved)
+        expected = replace(target, centre=(x + w / 2, y + h / 2), size=(w, h))
+        ((found, there),) = self._look(frame, [expected], [False])
+        return measure(found.response), self._agreements(frame, [there])[0]
 
     def close(self) -> None:
         """Close both sessions."""
@@ -142,76 +149,62 @@ class Tracker:
             raise InputError("there is no target yet: call init(frame, box) with the first frame")
         return self._target
 
-    def _agreement(self, frame: Frame, target: Target) -> float:
-        return agreement(target.features[:1], self._features(frame, target.centre, target.size, target.fill))
+    def _features(self, frame: Frame, targets: Sequence[Target]) -> Array:
+        self._exemplars = crops = _room(self._exemplars, len(targets))
+        for crop, target in zip(crops, targets, strict=False):
+            cut(frame, target.centre, context_side(*target.size, self.settings.context), target.fill, crop)
+        return self._template.run({"template": crops[: len(targets)]})["features"]
 
-    def _features(self, frame: Frame, centre: Point, size: tuple[float, float], fill: Colour) -> Array:
-        cut(frame, centre, context_side(*size, self.settings.context), fill, self._exemplar[0])
-        return self._template.run({"template": self._exemplar})["features"]
+    def _look(self, frame: Frame, targets: Sequence[Target], free: Sequence[bool]) -> list[tuple[Found, Target]]:
+        """Search around each target's place: what the head found, and the target moved there."""
+        count, settings = len(self._factors), self.settings
+        self._crops = crops = _room(self._crops, len(targets) * count)
+        scales = [context_side(*target.size, settings.context) / settings.exemplar for target in targets]
+        for index, (target, scale) in enumerate(zip(targets, scales, strict=True)):
+            for crop, factor in zip(crops[index * count :], self._factors, strict=False):
+                cut(frame, target.centre, scale * settings.search * factor, target.fill, crop)
+        features = targets[0].features if len(targets) == 1 else np.concatenate([one.features for one in targets])
+        outputs = self._search.run({"features": features, "search": crops[: len(features)]})
+        answers = []
+        for index, (target, scale) in enumerate(zip(targets, scales, strict=True)):
+            own = {name: value[index * count : (index + 1) * count] for name, value in outputs.items()}
+            head = self._free_head if free[index] else self._head
+            found = head.locate(own, (target.size[0] / scale, target.size[1] / scale))
+            answers.append((found, moved(target, found, scale, frame)))
+        return answers
 
-    def _look(self, frame: Frame, target: Target, free: bool) -> tuple[Found, Target]:
-        """Search around the target's place: what the head found, and the target moved there."""
-        scale = context_side(*target.size, self.settings.context) / self.settings.exemplar
-        for crop, factor in zip(self._crops, self._factors, strict=True):
-            cut(frame, target.centre, scale * self.settings.search * factor, target.fill, crop)
-        outputs = self._search.run({"features": target.features, "search": self._crops})
-        head = self._free_head if free else self._head
-        found = head.locate(outputs, (target.size[0] / scale, target.size[1] / scale))
-        return found, _moved(target, found, scale, frame)
-
-    def _confidence(self, frame: Frame, found: Found, moved: Target) -> float:
+    def _confidences(self, frame: Frame, looked: Sequence[tuple[Found, Target]]) -> list[float]:
         """The map alone decides where it is sure; the exemplar is compared where it is not."""
         constants = self.settings.confidence
         if constants is None:
-            return found.score
-        measures = measure(found.response)
-        quick = constants.probability(measures)
-        if quick >= constants.sure and not self._is_lost(moved):
-            return quick
-        return constants.probability(measures, self._agreement(frame, moved))
+            return [found.score for found, _ in looked]
+        measures = [measure(found.response) for found, _ in looked]
+        quick = [constants.probability(one) for one in measures]
+        doubtful = [
+            index
+            for index, (_, there) in enumerate(looked)
+            if quick[index] < constants.sure or is_lost(there, self.settings)
+        ]
+        agreed = self._agreements(frame, [looked[index][1] for index in doubtful])
+        for index, value in zip(doubtful, agreed, strict=True):
+            quick[index] = constants.probability(measures[index], value)
+        return quick
 
-    def _decide(self, target: Target, moved: Target, confidence: float, lost: bool) -> Target:
-        """Go along with what was found, or stay where the target was last seen."""
-        constants = self.settings.confidence
-        if constants is None:
-            return moved
-        enough = constants.absent
-        if lost:
-            enough = constants.sure if _looks_elsewhere(target) else constants.doubt
-        if confidence >= enough:
-            return replace(moved, missed=0)
-        return replace(target, missed=target.missed + 1)
-
-    def _is_lost(self, target: Target) -> bool:
-        constants = self.settings.confidence
-        return constants is not None and target.missed >= constants.patience
-
-    def _status(self, target: Target, confidence: float) -> Status:
-        if self._is_lost(target):
-            return "lost"
-        constants = self.settings.confidence
-        return "tracking" if constants is None or confidence >= constants.doubt else "unsure"
+    def _agreements(self, frame: Frame, targets: Sequence[Target]) -> list[float]:
+        if not targets:
+            return []
+        found = self._features(frame, targets)
+        return [agreement(target.features[:1], found[index : index + 1]) for index, target in enumerate(targets)]
 
 
-def _looks_elsewhere(target: Target) -> bool:
-    return target.missed % 2 == 1
+def _room(crops: Frame, count: int) -> Frame:
+    """The same array while it holds ``count`` crops, or else a new one that does."""
+    return crops if len(crops) >= count else np.zeros((count, *crops.shape[1:]), np.uint8)
 
 
-def _place(target: Target, frame: Frame, settings: TrackerSettings) -> Point:
-    """Where a lost target is looked for next: within the frame, and never further than two search crops away."""
-    turn = target.missed // 2 % len(PLACES)
-    across, down = PLACES[turn] if _looks_elsewhere(target) else (0.0, 0.0)
-    side = context_side(*target.size, settings.context) * settings.search / settings.exemplar
-    height, width = frame.shape[:2]
-    x, y = target.centre[0] + across * side, target.centre[1] + down * side
-    return min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
-
-
-def _moved(target: Target, found: Found, scale: float, frame: Frame) -> Target:
-    """The target where it was found, its centre and size kept within the frame."""
-    height, width = frame.shape[:2]
-    x = min(max(target.centre[0] + found.shift[0] * scale, 0.0), float(width))
-    y = min(max(target.centre[1] + found.shift[1] * scale, 0.0), float(height))
-    w = min(max(found.size[0] * scale, SMALLEST), float(width))
-    h = min(max(found.size[1] * scale, SMALLEST), float(height))
-    return replace(target, centre=(x, y), size=(w, h))
+def _check_graph(session: Session, names: tuple[str, ...], side: int) -> None:
+    found = {spec.name: spec.shape for spec in session.inputs}
+    crop = found.get(names[-1])
+    if set(found) != set(names) or (crop is not None and crop[1:] != (side, side, 3)):
+        wanted = f"{' and '.join(names)}, crops of {side}x{side}"
+        raise InputError(f"a tracker's {names[-1]} graph takes {wanted}; this one is {session!r}")
