@@ -1,9 +1,10 @@
 """Networks of timm and torchvision, by name, through one training step and the conversion with its parity gate.
 
-    EDGECV_DATA=… python benchmarks/zoo_conversions.py [--only NAME] [--out FILE]
+    make .venv/.libraries
+    EDGECV_DATA=… PYTHONPATH=.venv/.libraries .venv/bin/python benchmarks/zoo_conversions.py [--only NAME] [--out FILE]
 
-Needs an environment with timm and torchvision beside edgecv[all]. Each network has fresh weights, 10 classes and its
-own input size; the samples of the gate are real photos. Writes benchmarks/results/zoo_conversions.json. The figures
+Needs timm and torchvision, which make installs beside the environment. Each network has fresh weights, 10 classes and
+its own input size; the samples of the gate are real photos. Writes benchmarks/results/zoo_conversions.json. The figures
 show that networks edgecv does not know are converted right, or refused with one line; they say nothing of accuracy.
 """
 
@@ -191,7 +192,7 @@ def run() -> None:
     if "EDGECV_DATA" not in os.environ:
         sys.exit("EDGECV_DATA names no folder of images")
     if missing := [library for library in MODELS if importlib.util.find_spec(library) is None]:
-        sys.exit(f"this program needs {' and '.join(missing)}, in an environment with edgecv[all]")
+        sys.exit(f"this program needs {' and '.join(missing)}: make .venv/.libraries, then PYTHONPATH=.venv/.libraries")
     cases = [(library, name) for library, names in MODELS.items() for name in names]
     if arguments.only:
         cases = [(library, name) for library, name in cases if {name, f"{library}:{name}"} & set(arguments.only)]

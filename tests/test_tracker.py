@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ require("opencv")
 from edgecv.pipelines.tracking import Tracker  # noqa: E402  (after the check that OpenCV is there)
 from edgecv.pipelines.tracking.boxes import Box, iou, overlaps  # noqa: E402
 from edgecv.pipelines.tracking.crops import cut, fill_colour  # noqa: E402
+from edgecv.tensors import Array  # noqa: E402
 from tests.tracking import SETTINGS, Search, Template, scene  # noqa: E402
 
 FIRST: Box = (100, 80, 40, 30)
@@ -143,6 +145,26 @@ def test_examine_leaves_the_tracker_as_it_is() -> None:
     assert there.peak > 5 > -5 > gone.peak
     assert agreed == pytest.approx(1)
     assert iou(tracker.update(scene(FIRST)).box, FIRST) > 0.8
+
+
+class Rounded(Search):
+    """The same answers, as another runtime's rounding has them."""
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        noise = np.random.default_rng(len(self.crops))
+        answers = super()._run(inputs)
+        return {
+            name: value + noise.uniform(-1e-5, 1e-5, value.shape).astype(np.float32) for name, value in answers.items()
+        }
+
+
+def test_a_runtime_s_rounding_does_not_add_up() -> None:
+    exact, other = _tracker(), Tracker(Template(), Rounded(), SETTINGS)
+    for tracker in (exact, other):
+        tracker.init(scene(FIRST), FIRST)
+    for step in range(1, 40):
+        frame = scene((100 + 2.7 * step, 80 + 1.3 * step, 40 + step / 3, 30))
+        assert exact.update(frame).box == other.update(frame).box
 
 
 def test_frames_may_change_their_size() -> None:

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     frames = [read_image(path) for path in args.images]
     with open_pipeline(args.model, args) as pipeline:
+        if not isinstance(pipeline, (Classifier, Embedder)):
+            raise InputError(f"{args.model} follows targets through frames: use edgecv track")
         found = _guess(pipeline, args, frames) if isinstance(pipeline, Classifier) else _compare(pipeline, args, frames)
     if args.json:
         print_json(found)

@@ -20,6 +20,7 @@ from edgecv.files import write_file
 from edgecv.pipelines.tracking import MultiTracker, Tracker, TrackState
 from edgecv.pipelines.tracking.boxes import Box
 from edgecv.pipelines.tracking.crops import opencv
+from edgecv.pipelines.tracking.results import DIGITS
 from edgecv.progress import Progress
 
 EXAMPLE = "edgecv track mytracker street.mp4 --box 120,80,40,64 --out followed.mp4 --results boxes.txt"
@@ -141,7 +142,7 @@ def _lines(frames: list[States]) -> str:
     lines = []
     for number, states in enumerate(frames, 1):
         for target, state in states.items():
-            box = ",".join(f"{value:.3f}" for value in state.box)
+            box = ",".join(f"{value:.{DIGITS}f}" for value in state.box)
             lines.append(box if len(states) == 1 else f"{number},{target},{box},{state.confidence:.4f},-1,-1,-1")
     return "".join(f"{line}\n" for line in lines)
 

@@ -15,6 +15,7 @@ from edgecv.pipelines.tracking.scoring import Run
 
 __all__ = ["read_boxes", "write_results"]
 
+DIGITS = 5  # a tracker's boxes are whole numbers of 1/32 of a pixel: nothing is lost
 Floats = NDArray[np.float64]
 
 
@@ -33,7 +34,7 @@ def write_results(runs: Sequence[Run], folder: str | Path, layout: Literal["got1
             boxes, times = root / name / f"{name}_001.txt", root / name / f"{name}_time.txt"
         else:
             boxes, times = root / f"{name}.txt", root / "times" / f"{name}_time.txt"
-        for path, text in ((boxes, _lines(run.boxes, 3)), (times, _lines(run.seconds[:, None], 8))):
+        for path, text in ((boxes, _lines(run.boxes, DIGITS)), (times, _lines(run.seconds[:, None], 8))):
             _make(path.parent)
             write_file(path, text)
         written.append(boxes)
