@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import edgecv
+from edgecv.compression.placement import freeze
+from edgecv.converters.onnx_fold_pads import fold_pads
 from edgecv.errors import ConversionError, InputError, one_line
 from edgecv.files import write_file
 from edgecv.models.framed import Framed
@@ -95,8 +97,10 @@ def write_graph(
     module = copy.deepcopy(module).cpu().eval()
     if options.reparameterize:
         reparameterize(module)
+    freeze(module)
     model = _export(module, inputs, outputs, options, name)
     _strip_notes(model)
+    fold_pads(model)
     for key, value in {"edgecv_version": edgecv.__version__, **(metadata or {})}.items():
         model.metadata_props.add(key=key, value=value)
     model.ir_version = min(model.ir_version, IR_VERSION)

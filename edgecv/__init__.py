@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecv import models
     from edgecv.bundle import Bundle
+    from edgecv.compression.quantization import QuantizeConfig, quantize
     from edgecv.converters import ConvertOptions, OnnxOptions, convert
     from edgecv.errors import (
         BackendUnavailable,
@@ -48,6 +49,7 @@ __all__ = [
     "ParityError",
     "Preprocess",
     "Profile",
+    "QuantizeConfig",
     "Session",
     "Tracker",
     "TrainConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "models",
     "open_session",
     "profile",
+    "quantize",
     "save_checkpoint",
     "train",
     "verify",
@@ -65,6 +68,7 @@ __all__ = [
 
 _HOMES = {
     "edgecv.bundle": ("Bundle",),
+    "edgecv.compression.quantization": ("QuantizeConfig", "quantize"),
     "edgecv.converters.converting": ("ConvertOptions", "convert"),
     "edgecv.converters.onnx_from_torch": ("OnnxOptions",),
     "edgecv.errors": (
@@ -83,7 +87,12 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-_EXTRAS = {"edgecv.converters": "convert", "edgecv.models": "train", "edgecv.training": "train"}
+_EXTRAS = {
+    "edgecv.compression": "train",
+    "edgecv.converters": "convert",
+    "edgecv.models": "train",
+    "edgecv.training": "train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -37,10 +37,11 @@ LAYERS = [
     {"edgecv.testing"},
     {"edgecv.models"},
     {"edgecv.training"},
+    {"edgecv.compression"},
     {"edgecv.converters"},
     {"edgecv.cli"},
 ]
-TORCH_SIDE = ("edgecv.models", "edgecv.training", "edgecv.converters", "edgecv.runtimes.pt")
+TORCH_SIDE = ("edgecv.models", "edgecv.training", "edgecv.compression", "edgecv.converters", "edgecv.runtimes.pt")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm")
 RUNTIME_MODULES = {
     "edgecv.runtimes.ort": "onnxruntime",

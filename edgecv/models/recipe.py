@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgecv.plugins import Table, unknown
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
 
-__all__ = ["ARCHITECTURES", "Recipe", "create", "names", "native_size", "preprocess_of", "recipe_of"]
+__all__ = ["ARCHITECTURES", "STEPS", "Recipe", "Step", "create", "names", "native_size", "preprocess_of", "recipe_of"]
 
 CIFAR_RESNETS = (20, 32, 44, 56, 110)
 ARCHITECTURES = Table(
@@ -50,19 +50,47 @@ LIBRARIES = Table(
 )
 
 
+# What can be done to a network after it is built: ``function(network, settings) -> network``, its weights left to the
+# checkpoint.
+STEPS = Table(
+    kind="recipe step",
+    group="edgecv.recipe_steps",
+    builtin={
+        "prune": "edgecv.compression.pruning:rebuild",
+        "quantize": "edgecv.compression.quantization:rebuild",
+    },
+    extras={"prune": "train", "quantize": "train"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of a network's structure after it was built, and all that repeats it."""
+
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """An architecture's name and the options it was built with."""
+    """An architecture's name, the options it was built with, and the steps that changed it since, in order."""
 
     architecture: str
     options: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
     def build(self) -> nn.Module:
         """Make the network, with fresh weights."""
         library, colon, name = self.architecture.partition(":")
         network: nn.Module = library_of(library).build(name, self.options) if colon else self._build_ours()
+        for step in self.steps:
+            network = STEPS.load(step.kind)(network, step.settings)
         network.edgecv_recipe = self  # type: ignore[assignment]  # a plain attribute: it travels with deepcopy
         return network
+
+    def then(self, kind: str, settings: Mapping[str, Any]) -> Recipe:
+        """This recipe with one more step."""
+        return replace(self, steps=(*self.steps, Step(kind, dict(settings))))
 
     def _build_ours(self) -> nn.Module:
         builder = ARCHITECTURES.load(self.architecture)
