@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from edgecv.plugins import Table
 
@@ -36,6 +36,7 @@ class Converter:
             brought to float16 before ``convert``.
         backend: what runs it, where that is not the name it is converted for.
         precisions: those that the backend's files keep.
+        layout: how quantized graphs are laid out for it: ``"cpu"`` or ``"tensorrt"``, see ``qdq_layouts``.
     """
 
     format: str
@@ -43,7 +44,8 @@ class Converter:
     convert: Callable[[Path, Path], Path]
     fp16: Callable[[Path, Path], Path] | None = None
     backend: str | None = None
-    precisions: tuple[str, ...] = ("fp32", "fp16")
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    layout: Literal["cpu", "tensorrt"] = "cpu"
 
 
 def converter(backend: str) -> Converter:

@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import nn
 
+from edgecv.compression.placement import is_quantized
 from edgecv.converters.onnx_batch import free_batch
 from edgecv.converters.onnx_check import checked
 from edgecv.converters.onnx_from_torch import OnnxOptions, onnx_from_torch
@@ -45,8 +46,12 @@ class Source(Protocol):
     def recipe(self) -> dict[str, Any] | None:
         """What rebuilds the network, where that is known."""
 
+    @property
+    def precision(self) -> str:
+        """What its graph computes in: ``"fp32"``, or ``"int8"`` of a quantized one."""
+
     def export(self, path: Path, metadata: Mapping[str, str]) -> Path:
-        """Write the float32 graph, which takes frames."""
+        """Write the graph, which takes frames."""
 
 
 class NetworkSource:
@@ -57,6 +62,7 @@ class NetworkSource:
         guess = "embedding" if recipe and recipe.architecture == "embedding" else "classification"
         self.task = task or guess
         self.recipe = encode(recipe) if recipe else None
+        self.precision = "int8" if is_quantized(network) else "fp32"
         self._network, self._preprocess, self._options = network, preprocess, options
         try:
             self.reference: Session = TorchSession.from_network(network, preprocess, output=OUTPUTS[self.task])
@@ -84,6 +90,8 @@ class FileSource:
         model = _read(path)
         framed = with_frames(model, preprocess, output=OUTPUTS[self.task])
         self._model = _with_batch(framed, options.batch)
+        quantized = any(node.op_type == "DequantizeLinear" for node in self._model.graph.node)
+        self.precision = "int8" if quantized else "fp32"
         self.reference: Session = _Outside(path, preprocess, OUTPUTS[self.task])
         _check_output(self.reference.outputs[0], self.task, path.name)
 

@@ -140,5 +140,5 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-CONVERTER = Converter("tensorrt", {"tensorrt": "10.3"}, tensorrt_from_onnx)
-RTX_CONVERTER = Converter("tensorrt_rtx", {"tensorrt_rtx": "1.7"}, tensorrt_rtx_from_onnx)
+CONVERTER = Converter("tensorrt", {"tensorrt": "10.3"}, tensorrt_from_onnx, layout="tensorrt")
+RTX_CONVERTER = Converter("tensorrt_rtx", {"tensorrt_rtx": "1.7"}, tensorrt_rtx_from_onnx, layout="tensorrt")

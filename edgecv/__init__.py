@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecv import models
     from edgecv.bundle import Bundle
+    from edgecv.compression.pruning import PruneConfig, prune
     from edgecv.compression.quantization import QuantizeConfig, quantize
     from edgecv.converters import ConvertOptions, OnnxOptions, convert
     from edgecv.errors import (
@@ -49,6 +50,7 @@ __all__ = [
     "ParityError",
     "Preprocess",
     "Profile",
+    "PruneConfig",
     "QuantizeConfig",
     "Session",
     "Tracker",
@@ -60,6 +62,7 @@ __all__ = [
     "models",
     "open_session",
     "profile",
+    "prune",
     "quantize",
     "save_checkpoint",
     "train",
@@ -68,6 +71,7 @@ __all__ = [
 
 _HOMES = {
     "edgecv.bundle": ("Bundle",),
+    "edgecv.compression.pruning": ("PruneConfig", "prune"),
     "edgecv.compression.quantization": ("QuantizeConfig", "quantize"),
     "edgecv.converters.converting": ("ConvertOptions", "convert"),
     "edgecv.converters.onnx_from_torch": ("OnnxOptions",),

@@ -72,6 +72,8 @@ class Variant:
     """The graphs of a bundle in one format and precision.
 
     ``graphs`` names each graph's main file; ``requires`` the oldest library versions it was written for.
+    ``slower_than`` is the variant of the same backend that was as fast or faster where both were converted: ``auto``
+    prefers that one.
     """
 
     backend: str
@@ -79,6 +81,7 @@ class Variant:
     graphs: dict[str, str]
     requires: dict[str, str] = field(default_factory=dict)
     parity: Parity | None = None
+    slower_than: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

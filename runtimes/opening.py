@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgecv.bundle import Bundle
 from edgecv.errors import BackendUnavailable, InputError
+from edgecv.manifest import Variant
 from edgecv.plugins import unknown
 from edgecv.runtimes.registry import BACKENDS, Availability, availability, session_class
 from edgecv.runtimes.session import Session, SessionOptions
@@ -73,19 +75,24 @@ def choose(bundle: Bundle, backend: str = "auto", variant: str | None = None) ->
     held = {variant: bundle.variant(variant)} if variant else bundle.manifest.variants
     if backend != "auto":
         reads = session_class(backend).suffixes
-        own = [name for name, item in held.items() if item.backend == backend]
+        own = [name for name, item in _preferred(held) if item.backend == backend]
         able = [name for name in held if bundle.file(name, next(iter(held[name].graphs))).suffix in reads]
         if not own and not able:
             raise InputError(f"{bundle.path} has no variant for backend {backend!r}, only {', '.join(held)}")
         chosen = (own or able)[0]
         why = "its own variant" if own else f"it reads {Path(next(iter(held[chosen].graphs.values()))).suffix} files"
         return Choice(backend, chosen, f"{backend} with {chosen}: backend asked for, {why}")
-    wanted = {item.backend: name for name, item in reversed(held.items())}
+    wanted = {item.backend: name for name, item in reversed(_preferred(held))}
     names = [name for name in BACKENDS.names() if name in wanted] + [n for n in wanted if n not in BACKENDS.names()]
     chosen = _first_available(names, f"{bundle.path} holds {', '.join(held)}")
     others = [name for name in names if name != chosen]
     why = f"first choice of what is installed and in the bundle{f' (also there: {_join(others)})' if others else ''}"
     return Choice(chosen, wanted[chosen], f"{chosen} with {wanted[chosen]}: {why}")
+
+
+def _preferred(held: Mapping[str, Variant]) -> list[tuple[str, Variant]]:
+    """The variants in the bundle's order; those that were no faster than another of their backend come last."""
+    return sorted(held.items(), key=lambda pair: pair[1].slower_than in held)
 
 
 def _choose_for_file(path: Path, backend: str) -> Choice:

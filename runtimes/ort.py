@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
@@ -62,8 +63,10 @@ class OrtSession(Session):
             )
             inputs = [_spec(node) for node in session.get_inputs()]
             outputs = [_spec(node) for node in session.get_outputs()]
+            labels = session.get_modelmeta().custom_metadata_map
         except ERRORS as error:
             raise InputError(f"onnxruntime cannot open {path}: {one_line(error)}") from error
+        warn_if_saturating(path, labels.get(SATURATES, ""))
         super().__init__(inputs, outputs, options)
         self._session: Any = session
         self._names = [spec.name for spec in outputs]

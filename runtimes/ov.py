@@ -12,6 +12,7 @@ import numpy as np
 import openvino
 from openvino import frontend
 
+from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
@@ -19,6 +20,7 @@ from edgecv.tensors import Array, TensorSpec
 __all__ = ["OvSession"]
 
 FORMATS = {".xml": "ir", ".onnx": "onnx"}
+LABEL = ["framework", SATURATES]  # where OpenVINO keeps the metadata of the ONNX file it read
 # Those of the front ends derive from Exception, not from a class of their own.
 ERRORS: tuple[type[Exception], ...] = (
     frontend.GeneralFailure,
@@ -49,8 +51,11 @@ class OvSession(Session):
             self._compiled: Any = openvino.Core().compile_model(model, options.device.upper(), _config(options))
             inputs = [_spec(port, f"input_{i}") for i, port in enumerate(self._compiled.inputs)]
             outputs = [_spec(port, f"output_{i}") for i, port in enumerate(self._compiled.outputs)]
+            label = model.get_rt_info(LABEL).value if model.has_rt_info(LABEL) else ""
         except ERRORS as error:
             raise InputError(f"openvino cannot open {path}: {one_line(error)}") from error
+        if options.device == "cpu":
+            warn_if_saturating(path, str(label))
         super().__init__(inputs, outputs, options)
         self._idle: deque[_Request] = deque()
         self._direct = threading.local()

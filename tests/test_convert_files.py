@@ -130,7 +130,7 @@ def test_the_wrong_preprocessing_is_no_matter_of_parity_but_the_wrong_size_is_re
         edgecv.convert(tmp_path / "none.onnx", tmp_path / "out", preprocess=PREPROCESS, samples=frames)
 
 
-@pytest.mark.parametrize("precisions", [(), ("fp32", "fp32"), ("int4",), "fp32"])
+@pytest.mark.parametrize("precisions", [("fp32", "fp32"), ("int4",), "fp32"])
 def test_precisions_that_cannot_be_are_refused(precisions: Any) -> None:
     with pytest.raises(InputError, match="precisions"):
         ConvertOptions(precisions=precisions)

@@ -36,6 +36,7 @@ from edgecv.compression.placement import (  # noqa: E402
 from edgecv.compression.ptq import calibrate, correct  # noqa: E402
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer  # noqa: E402
 from edgecv.compression.ranges import METHODS, activation_range, weight_scale  # noqa: E402
+from edgecv.compression.sensitivity import harms  # noqa: E402
 from edgecv.converters.onnx_from_torch import onnx_from_torch  # noqa: E402
 from edgecv.data import ArraySamples  # noqa: E402
 from edgecv.runtimes.pt import TorchSession  # noqa: E402
@@ -178,6 +179,22 @@ def test_correction_restores_the_mean_of_every_channel(kind: type[nn.Module]) ->
         wanted = torch.cat([network(*batch) for batch in batches]).mean(0)
         off.append(float((torch.cat([graph(*batch) for batch in batches]).mean(0) - wanted).abs().max()))
     assert off[1] < off[0] / 3
+
+
+@torch.no_grad()
+def test_the_bias_of_a_dead_channel_fits_its_accumulator() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten())
+    weight, bias = network[0].weight, network[0].bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    weight[1] *= 1e-9
+    bias[1] = 3.0
+    images = _batches()
+    graph = quantize(network, images)
+    scales = next(iter(weight_quantizers(graph).values())).scale
+    step = activation_quantizers(graph)["input_1"].affine()[0] * scales[1]
+    assert abs(float(graph.get_parameter("0.bias")[1]) / float(step)) < 2**30 * 1.01
+    assert _snr_db(network(images[0]), graph(images[0])) > 30
 
 
 def test_layers_of_no_bits_stay_float(block: nn.Module) -> None:
@@ -339,7 +356,9 @@ def test_training_goes_on_from_the_rounded_network() -> None:
     assert isinstance(result.network, fx.GraphModule)
     moved = [item.affine() != before[name] for name, item in activation_quantizers(result.network).items()]
     assert all(moved)
-    assert all(item.limit == 63 for item in weight_quantizers(result.network).values())
+    limits = {name: item.limit for name, item in weight_quantizers(result.network).items()}
+    assert limits.pop("depthwise.0") == 127  # its kernels add in 32 bits
+    assert set(limits.values()) == {63}
 
 
 class Untraceable(nn.Module):
@@ -375,3 +394,50 @@ def test_what_cannot_be_quantized_is_refused(network: Any, calibration: Any, con
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         QuantizeConfig(**wrong)
+
+
+def test_the_harm_of_a_layer_is_found(block: nn.Module) -> None:
+    graph = _quantized(block, layer_bits={"right": 2}, bias_correction=False)
+    found = harms(graph, [(batch,) for batch in _batches()])
+    assert found[0].layer == "right"
+    assert found[0].snr_db < found[1].snr_db - 6
+    assert {item.layer for item in found} == set(quantized_layers(graph))
+    assert all(item.enabled for item in activation_quantizers(graph).values())
+
+
+@torch.no_grad()
+def test_the_worst_layers_stay_float_until_the_drop_is_small(block: nn.Module) -> None:
+    images = _batches(1, seed=3)[0]
+    bits = {"right": 2, "left": 2}
+    found = [_snr_db(block(images), _quantized(block, layer_bits=item)(images)) for item in (bits, {})]
+    limit = sum(found) / 2
+
+    def score(network: nn.Module) -> float:
+        return 0.0 if network is block else min(0.0, _snr_db(block(images), network(images)) - limit)
+
+    graph = quantize(block, _batches(), QuantizeConfig(layer_bits=bits, max_drop=0.0), score=score)
+    assert score(graph) == 0
+    assert "right" not in quantized_layers(graph)
+    assert len(quantized_layers(graph)) > 2
+    with pytest.raises(InputError, match="leave the network float"):
+        quantize(block, _batches(), QuantizeConfig(max_drop=0.0), score=lambda item: float(item is block))
+    with pytest.raises(InputError, match="needs score="):
+        quantize(block, _batches(), QuantizeConfig(max_drop=0.0))
+
+
+def test_quantization_aware_training_in_one_call(tmp_path: Path) -> None:
+    network = _warm(models.create("resnet20", num_classes=2))
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(24)]
+    data = ArraySamples(frames, [index % 2 for index in range(24)], ("a", "b"))
+    preprocess = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
+    config = QuantizeConfig(method="qat", training=TrainConfig(epochs=1, warmup_epochs=0, channels_last=False))
+    graph = quantize(
+        network, frames[:8], config, preprocess=preprocess, train_data=data, val_data=data, out=tmp_path / "run"
+    )
+    best = edgecv.load_checkpoint(tmp_path / "run" / "best.safetensors")
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(best(image), graph(image))
+    with pytest.raises(InputError, match="needs train_data="):
+        quantize(network, frames, config, preprocess=preprocess)

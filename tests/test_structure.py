@@ -24,7 +24,7 @@ FILES = sorted(
 # A module may import from its own layer and those before it.
 LAYERS = [
     {"edgecv", "edgecv.errors"},
-    {"edgecv.plugins", "edgecv.progress"},
+    {"edgecv.cpu", "edgecv.plugins", "edgecv.progress"},
     {"edgecv.schema", "edgecv.files", "edgecv.tensors"},
     {"edgecv.preprocess", "edgecv.images"},
     {"edgecv.manifest"},

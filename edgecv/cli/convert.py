@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="onnxruntime,openvino",
         help="of onnxruntime, onnxruntime_mobile, openvino, tensorrt, tensorrt_rtx (default: onnxruntime,openvino)",
     )
-    parser.add_argument("--precisions", default="fp32", help="comma-separated: fp32, fp16 (default: fp32)")
+    parser.add_argument(
+        "--precisions",
+        help="comma-separated: fp32, fp16, int8; the first is what a backend picks (default: what there is)",
+    )
+    parser.add_argument("--quantized", type=Path, help="what edgecv quantize made of the checkpoint: int8 beside fp32")
     parser.add_argument("--batch", type=int, help="fix the batch size; by default it is free")
     parser.add_argument("--opset", type=int, default=18, help="ONNX opset 18 to 20 (default: 18); a file keeps its own")
     parser.add_argument("--name", help="the bundle's name (default: the output folder's)")
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         dataset=card.dataset if card else None,
         accuracy=card.accuracy if card else None,
         task=args.task,
-        precisions=tuple(_listed(args.precisions)),
+        precisions=tuple(_listed(args.precisions)) if args.precisions else (),
         parity=not args.no_parity,
     )
     with progress() as report:
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             preprocess=preprocess,
             labels=labels,
+            quantized=edgecv.load_checkpoint(args.quantized) if args.quantized else None,
             backends=_listed(args.backends),
             samples=samples,
             options=options,

@@ -31,7 +31,7 @@ def convert_nanotrack(args: argparse.Namespace) -> int:
     options = TrackerOptions(
         name=args.name,
         onnx=OnnxOptions(args.opset),
-        precisions=tuple(name.strip() for name in args.precisions.split(",")),
+        precisions=tuple(name.strip() for name in (args.precisions or "fp32").split(",")),
         parity=not args.no_parity,
         limit=args.limit,
     )

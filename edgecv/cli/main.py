@@ -24,6 +24,8 @@ VERBS = {
     "doctor": "which backends can run here, which cannot and why, and the machine's facts",
     "models": "the architectures, their parameters and MACs",
     "train": "train a classifier on images",
+    "prune": "take channels out of a checkpoint, and train what is left",
+    "quantize": "quantize a checkpoint to int8, and say what each layer gives and takes",
     "convert": "convert a checkpoint for several backends, if their answers agree with the network's",
     "verify": "check every byte of a bundle, and its variants' answers against each other or the network",
     "evaluate": "accuracy on labelled images, or of a tracker on annotated sequences",

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("num_classes follows from the data; leave it out")
     from edgecv.training.recipes import recipe_for
 
-    recipe = recipe_for(args.recipe or _recipe_name(args.data)).changed(_settings(args))
+    recipe = recipe_for(args.recipe or recipe_name(args.data)).changed(_settings(args))
     if recipe.config.loss == "cross_entropy":
         options["num_classes"] = len(train_data.labels)
     network = edgecv.models.create(args.model, weights=args.weights, **options)
@@ -80,7 +80,8 @@ def _data(args: argparse.Namespace) -> tuple[Samples, Samples]:
     return hold_out(train_data, every=10)
 
 
-def _recipe_name(data: str) -> str:
+def recipe_name(data: str) -> str:
+    """The training recipe that suits a data set, by its name on the command line."""
     name = data.partition(":")[0]
     return {"digits": "digits", "mnist": "digits", "fashion_mnist": "cifar10", "cifar10": "cifar10"}.get(name, "photos")
 

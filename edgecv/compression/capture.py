@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,30 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edgecv.errors import ConversionError, one_line
 
-__all__ = ["CONVOLUTIONS", "PRODUCTS", "capture", "held_parameter", "is_call", "parameter", "set_parameter"]
+__all__ = ["CONVOLUTIONS", "PADS", "PRODUCTS", "capture", "held_parameter", "is_call", "parameter", "set_parameter"]
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
 PRODUCTS = (*CONVOLUTIONS, aten.linear.default)
 IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
     aten.detach.default, aten.alias.default, aten.contiguous.default,
 )  # fmt: skip
 EXAMPLE_BATCH = 3  # 1 and 2 make torch.export specialize
+
+
+class Captured(fx.GraphModule):
+    """A captured network, whose recipe travels with its copies as that of any network does."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copied: fx.GraphModule = super().__deepcopy__(memo)
+        for name in ("edgecv_recipe", "edgecv_preprocess"):
+            if hasattr(self, name):
+                setattr(copied, name, getattr(self, name))
+        return copied
 
 
 def capture(network: nn.Module, shapes: Sequence[Sequence[int]]) -> fx.GraphModule:
@@ -44,12 +59,15 @@ def capture(network: nn.Module, shapes: Sequence[Sequence[int]]) -> fx.GraphModu
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     examples = tuple(torch.zeros(EXAMPLE_BATCH, *shape, device=device) for shape in shapes)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns of its own internals
             program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in shapes))
     except Exception as error:  # the exporter lets any error of the network's own code through
         raise ConversionError(f"torch cannot capture {type(network).__name__}: {one_line(error)}") from error
-    exported: Any = program.module()
-    graph = _rebuilt(exported)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported: Any = program.module()
+        graph = _rebuilt(exported)
     _make_functional(graph.graph)
     _drop_identities(graph.graph)
     _fold_batch_norms(graph)
@@ -101,7 +119,7 @@ def _rebuilt(exported: fx.GraphModule) -> fx.GraphModule:
     for node in list(exported.graph.nodes):
         if node.op == "call_module" and not node.users:
             exported.graph.erase_node(node)
-    return fx.GraphModule(exported, exported.graph)
+    return Captured(exported, exported.graph)
 
 
 def _make_functional(graph: fx.Graph) -> None:

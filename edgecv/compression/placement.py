@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx, nn
 
-from edgecv.compression.capture import CONVOLUTIONS, PRODUCTS, held_parameter, is_call, parameter, set_parameter
+from edgecv.compression.capture import CONVOLUTIONS, PADS, PRODUCTS, held_parameter, is_call, parameter, set_parameter
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer
 
 __all__ = ["activation_quantizers", "freeze", "insert_quantizers", "layers_of", "quantized_layers", "weight_quantizers"]
@@ -28,7 +28,6 @@ MOVES = (
     aten.slice.Tensor, aten.select.int, aten.expand.default, aten.upsample_nearest2d.vec, aten.channel_shuffle.default,
     aten.pixel_shuffle.default, aten.cat.default,
 )  # fmt: skip
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 JOINS = (aten.add.Tensor, aten.mul.Tensor)
 POOLS = (
     aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,

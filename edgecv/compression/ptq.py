@@ -10,13 +10,15 @@ from torch import Tensor, fx
 
 from edgecv.compression.adaround import round_adaptively
 from edgecv.compression.calibration import Inputs
-from edgecv.compression.capture import CONVOLUTIONS, PRODUCTS, held_parameter, is_call
+from edgecv.compression.capture import CONVOLUTIONS, PADS, PRODUCTS, held_parameter, is_call
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer
 from edgecv.compression.ranges import RangeMethod, activation_range, weight_scale
 from edgecv.compression.streams import Stream
 from edgecv.progress import Progress, silent
 
-__all__ = ["calibrate", "correct", "quantized_products"]
+__all__ = ["calibrate", "correct", "fit_biases", "quantized_products"]
+
+LARGEST_BIAS = 2.0**30  # in steps of an int32 accumulator
 
 aten = torch.ops.aten
 
@@ -74,6 +76,29 @@ def correct(
             bias += shift
             rounded.replace(node, [part + _along(node, shift) for part in got])
         progress("correct", done, len(nodes))
+
+
+@torch.no_grad()
+def fit_biases(graph: fx.GraphModule) -> None:
+    """Widen the weights' scale of channels whose bias would not fit an int32 accumulator.
+
+    Such channels have weights of nearly nothing: what they give is their bias.
+    """
+    for product, (quantizer, _) in quantized_products(graph).items():
+        source = _input_quantizer(graph, product)
+        if source is not None:
+            step = source.affine()[0] * LARGEST_BIAS
+            least = held_parameter(graph, product.args[2]).abs() / step
+            quantizer.set_scale(torch.maximum(quantizer.scale, least))
+
+
+def _input_quantizer(graph: fx.GraphModule, product: fx.Node) -> ActivationQuantizer | None:
+    """What rounds a layer's input, zero padding aside."""
+    node = product.args[0]
+    while is_call(node, *PADS):
+        node = node.args[0]  # type: ignore[union-attr]
+    module = graph.get_submodule(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer) else None
 
 
 def quantized_products(graph: fx.GraphModule) -> dict[fx.Node, tuple[WeightQuantizer, Tensor]]:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from torch import fx, nn
 
-from edgecv.compression.calibration import Calibration, batches_of
+from edgecv.compression.calibration import Calibration, Inputs, batches_of
 from edgecv.compression.capture import capture
 from edgecv.compression.equalization import equalize
 from edgecv.compression.placement import insert_quantizers, is_quantized, layers_of
-from edgecv.compression.ptq import calibrate, correct
+from edgecv.compression.ptq import calibrate, correct, fit_biases
 from edgecv.compression.ranges import METHODS, RangeMethod
+from edgecv.compression.sensitivity import harms
 from edgecv.errors import InputError
 from edgecv.models.recipe import recipe_of
 from edgecv.plugins import unknown
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
+from edgecv.training import TrainConfig, train
+from edgecv.training.batches import Data
 
-__all__ = ["QuantizeConfig", "quantize", "rebuild"]
+__all__ = ["QAT", "QuantizeConfig", "quantize", "rebuild"]
+
+QAT = TrainConfig(
+    epochs=4, learning_rate=1e-4, weight_decay=0.0, warmup_epochs=0.25, label_smoothing=0.0, ema_decay=0.99,
+    clip_norm=1.0, channels_last=False, distill_weight=0.7, distill_temperature=2.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +39,17 @@ class QuantizeConfig:
 
     Args:
         weight_bits: 8, or 7, which never saturates on x86 without VNNI: there, two products of 8-bit weights with
-            8-bit activations may not fit the 16 bits they are added in.
+            8-bit activations may not fit the 16 bits they are added in. Depthwise convolutions have 8 either way:
+            kernels add their products in 32 bits.
         layer_bits: other bits for some layers, by name: 2 to 8, or 0 for a layer that stays float.
         activation_range: how the range of an activation is chosen, see ``activation_range``.
         weight_range: the same for the scale of a channel's weights, see ``weight_scale``.
         equalize: bring the channels of neighbouring layers to equal ranges first, see ``equalize``.
         bias_correction: let each layer's mean output be what it was, see ``correct``.
         adaround: steps of choosing each layer's rounding by its output; 0 rounds to the nearest. Takes minutes.
+        max_drop: how much of ``score`` may be lost; layers that do most harm alone stay float until no more is.
+        method: ``"ptq"`` ends with that; ``"qat"`` trains on, see ``training``.
+        training: of ``"qat"``: the float network is the teacher, and weights and ranges learn.
         seed: of AdaRound.
     """
 
@@ -46,6 +60,9 @@ class QuantizeConfig:
     equalize: bool = False
     bias_correction: bool = True
     adaround: int = 0
+    max_drop: float | None = None
+    method: Literal["ptq", "qat"] = "ptq"
+    training: TrainConfig = QAT
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +79,10 @@ class QuantizeConfig:
             raise InputError(f"adaround is a number of steps from 0, got {self.adaround!r}")
         if self.adaround and not self.bias_correction:
             raise InputError("adaround goes through the layers as bias correction does: leave bias_correction on")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise InputError(f"max_drop is a loss of score from 0, got {self.max_drop!r}")
+        if self.method not in ("ptq", "qat"):
+            raise InputError(f"method is 'ptq' or 'qat', got {self.method!r}")
 
 
 def quantize(
@@ -70,6 +91,10 @@ def quantize(
     config: QuantizeConfig | None = None,
     *,
     preprocess: Preprocess | None = None,
+    score: Callable[[nn.Module], float] | None = None,
+    train_data: Data | None = None,
+    val_data: Data | None = None,
+    out: str | Path | None = None,
     progress: Progress = silent,
 ) -> fx.GraphModule:
     """Quantize a network to 8-bit integers from some real images. ``network`` itself is left as it was.
@@ -80,7 +105,9 @@ def quantize(
 
     Args:
         calibration: some 100 images like those the network will see, without labels; see ``Calibration``.
-        preprocess: what the network was trained with, for calibration on frames.
+        preprocess: what the network was trained with, for calibration on frames and for training.
+        score: what ``config.max_drop`` is measured in, such as the top-1 of a network on labelled images.
+        train_data, val_data, out: for ``"qat"``, as ``edgecv.train`` takes them.
 
     Raises:
         ConversionError: torch.export cannot capture the network.
@@ -89,21 +116,80 @@ def quantize(
     config = config or QuantizeConfig()
     if is_quantized(network):
         raise InputError(f"{type(network).__name__} is quantized already")
+    if config.max_drop is not None and score is None:
+        raise InputError("max_drop needs score=: a function from a network to what may drop")
+    if config.method == "qat" and (train_data is None or val_data is None or preprocess is None):
+        raise InputError("method 'qat' needs train_data=, val_data= and preprocess=")
     batches = batches_of(calibration, preprocess)
     shapes = [list(tensor.shape[1:]) for tensor in batches[0]]
     graph = capture(network, shapes)
-    bits = _bits(graph, config)
     if config.equalize:
         equalize(graph)
+    bits = _bits(graph, config)
+    result = _rounded(graph, bits, batches, config, progress)
+    if config.max_drop is not None and score is not None:
+        least = score(network) - config.max_drop
+        result, bits = _bounded(graph, result, bits, batches, config, lambda item: score(item) >= least, progress)
+    recipe = recipe_of(network)
+    if recipe is not None:
+        step = recipe.then("quantize", {"shapes": shapes, "bits": bits})
+        result.edgecv_recipe = step  # type: ignore[assignment]  # a plain attribute: it travels with deepcopy
+    if config.method == "qat" and train_data is not None and val_data is not None and preprocess is not None:
+        trained = train(
+            result, train_data, val_data, config.training,
+            preprocess=preprocess, teacher=network, out=out, progress=progress,
+        ).network  # fmt: skip
+        result = cast(fx.GraphModule, trained)
+        fit_biases(result)
+    return result
+
+
+def _rounded(
+    graph: fx.GraphModule,
+    bits: Mapping[str, int],
+    batches: Sequence[Inputs],
+    config: QuantizeConfig,
+    progress: Progress,
+) -> fx.GraphModule:
+    """A copy of the captured ``graph`` with calibrated and corrected quantizers."""
+    graph = copy.deepcopy(graph)
     insert_quantizers(graph, bits)
     calibrate(graph, batches, config.activation_range, config.weight_range, progress)
     if config.bias_correction:
         correct(graph, batches, adaround=config.adaround, seed=config.seed, progress=progress)
-    recipe = recipe_of(network)
-    if recipe is not None:
-        step = recipe.then("quantize", {"shapes": shapes, "bits": bits})
-        graph.edgecv_recipe = step  # type: ignore[assignment]  # a plain attribute: it travels with deepcopy
-    return graph
+    fit_biases(graph)
+    return graph.eval()
+
+
+def _bounded(
+    graph: fx.GraphModule,
+    result: fx.GraphModule,
+    bits: dict[str, int],
+    batches: Sequence[Inputs],
+    config: QuantizeConfig,
+    good: Callable[[nn.Module], bool],
+    progress: Progress,
+) -> tuple[fx.GraphModule, dict[str, int]]:
+    """The network with the fewest float layers, in the order of harm, that is ``good``; found by halving.
+
+    Raises:
+        InputError: not even one quantized layer is.
+    """
+    if good(result):
+        return result, bits
+    order = [item.layer for item in harms(result, batches, progress)]
+    too_few, enough, best = 0, len(order), None
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
+        kept = {name: value for name, value in bits.items() if name not in order[:count]}
+        candidate = _rounded(graph, kept, batches, config, progress)
+        if good(candidate):
+            enough, best = count, (candidate, kept)
+        else:
+            too_few = count
+    if best is None:
+        raise InputError(f"no layer can be quantized within max_drop {config.max_drop}: leave the network float")
+    return best
 
 
 def rebuild(network: nn.Module, settings: Mapping[str, Any]) -> fx.GraphModule:
@@ -129,11 +215,19 @@ def _bits(graph: fx.GraphModule, config: QuantizeConfig) -> dict[str, int]:
     for name in config.layer_bits:
         if name not in known:
             raise InputError(unknown("layer", name, known))
-    bits = {name: config.layer_bits.get(name, config.weight_bits) for name in known}
+    usual = {name: 8 if all(map(_is_depthwise, nodes)) else config.weight_bits for name, nodes in known.items()}
+    bits = {name: config.layer_bits.get(name, usual[name]) for name in known}
     bits = {name: value for name, value in bits.items() if value}
     if not bits:
         raise InputError("the network has no convolution or matrix product to quantize")
     return bits
+
+
+def _is_depthwise(product: fx.Node) -> bool:
+    """Whether each group of a convolution has one channel in and one out."""
+    weight = product.args[1].meta["val"].shape  # type: ignore[union-attr]
+    groups = product.args[6] if len(product.args) > 6 else 1
+    return len(weight) > 2 and weight[1] == 1 and weight[0] == groups
 
 
 def _are_shapes(value: Any) -> bool:

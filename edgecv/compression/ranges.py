@@ -15,8 +15,8 @@ __all__ = ["METHODS", "RangeMethod", "activation_range", "weight_scale"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS = ("minmax", "percentile", "mse", "entropy")
 PERCENTILE = 99.99
-SAMPLE = 1 << 18  # values that a search looks at
-SHARES = torch.linspace(0.3, 1.0, 71)  # of the largest value, that a search tries
+SAMPLE = 1 << 16  # values that a search looks at
+SHARES = torch.linspace(0.3, 1.0, 36)  # of the largest value, that a search tries
 BINS = 2048
 TINY = 1e-12
 

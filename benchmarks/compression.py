@@ -1,0 +1,243 @@
+"""What quantization does to accuracy and to speed, with real weights on real images.
+
+    EDGECV_DATA=… python benchmarks/compression.py accuracy|speed|qat [--networks NAME …] [--epochs N] [--folder runs]
+
+Writes its part of benchmarks/results/compression.json.
+
+accuracy: 100 of 500 photos calibrate, spread evenly; the other 400 are scored: in float, fake-quantized in PyTorch, as
+the cpu layout under exact arithmetic (ONNX Runtime without optimizations), on ONNX Runtime and on OpenVINO as they run
+on this CPU, and as the tensorrt layout under exact arithmetic. The photos look like training images of ImageNet:
+compare figures with each other only. Each has Wilson's 95 % interval, and against float the numbers of images that only
+one of the two gets right, with McNemar's exact probability that chance alone does as much.
+
+speed: int8 against float, one image of 224 pixels, one thread, in turns in one process; medians and their ratio.
+ResNets have random weights there: their speed does not depend on them.
+
+qat: CIFAR-10 networks with published weights, quantized, then trained on 25,000 JPEG copies of the training images;
+top-1 on 5,000 test images before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import edgecv
+from edgecv.compression.quantization import QAT
+from edgecv.converters.onnx_from_torch import onnx_from_torch
+from edgecv.converters.qdq_cpu import cpu_layout
+from edgecv.converters.qdq_layouts import to_tensorrt_layout
+from edgecv.data import hold_out, open_samples
+from edgecv.evaluation import wilson_interval
+from edgecv.images import read_image
+from edgecv.pipelines.frames import run_frames
+from edgecv.profiling.system import library_versions, load_average, machine
+from edgecv.runtimes.pt import TorchSession
+from edgecv.runtimes.registry import session_class
+from edgecv.runtimes.session import Session, SessionOptions
+from edgecv.schema import dumps, encode
+
+RESULTS = Path(__file__).parent / "results" / "compression.json"
+NORMALIZATION: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+PHOTOS = edgecv.Preprocess(size=(224, 224), resize=256, **NORMALIZATION)
+FRAMES = edgecv.Preprocess(size=(224, 224), **NORMALIZATION)  # of photos that are brought to the size already
+CIFAR = edgecv.Preprocess(size=(32, 32), **NORMALIZATION)
+WEIGHTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "squeezenet1_1": ("squeezenet/squeezenet1_1.pth", {}),
+    "mobilenet_v2": ("mobilenet/mobilenet_v2_1.0_224.pth", {"padding": "same_tf"}),
+}
+CIFAR_WEIGHTS = {"resnet20": "cifar_resnet/resnet20-12fca82f.th", "resnet56": "cifar_resnet/resnet56-4bfd9763.th"}
+FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
+ROUNDS = 60
+
+
+def photos(data: Path) -> tuple[list[Any], np.ndarray]:
+    """The photos as frames of the network's size, and the index of each one's class."""
+    with (data / "imagenet" / "synsets.csv").open(newline="") as file:
+        synsets = [row["synset"] for row in csv.DictReader(file)]
+    with (data / "imagenet" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    frames = [PHOTOS(read_image(data / "imagenet" / "images" / row["file"])) for row in rows]
+    return frames, np.array([synsets.index(row["synset"]) for row in rows])
+
+
+def create(name: str, data: Path) -> torch.nn.Module:
+    file, options = WEIGHTS.get(name, (None, {}))
+    torch.manual_seed(0)
+    return edgecv.models.create(name, weights=data / "weights" / file if file else None, **options).eval()
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Images that only one of two gets right, and the two-sided exact probability of a split as uneven by chance."""
+    lost, won = int((one & ~other).sum()), int((other & ~one).sum())
+    total = lost + won
+    tail = sum(math.comb(total, k) for k in range(min(lost, won) + 1)) / 2**total if total else 0.5
+    return {"only_float_right": lost, "only_int8_right": won, "probability": round(min(1.0, 2 * tail), 4)}
+
+
+def exact(path: Path, frames: list[Any]) -> np.ndarray:
+    """The best class of each frame, without any of ONNX Runtime's optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    parts = [np.stack(frames[start : start + 10]) for start in range(0, len(frames), 10)]
+    return np.concatenate([session.run(None, {"image": part})[0].argmax(1) for part in parts])
+
+
+def best(session: Session, frames: list[Any]) -> np.ndarray:
+    """The best class of each frame."""
+    with session:
+        found: np.ndarray = run_frames(session, FRAMES, frames, batch=10)["logits"].argmax(1)
+    return found
+
+
+def measure_accuracy(name: str, data: Path, frames: list[Any], targets: np.ndarray, folder: Path) -> dict[str, Any]:
+    network = create(name, data)
+    held = np.arange(len(frames)) % 5 == 0
+    calibration, scored = ([frames[i] for i in np.flatnonzero(part)] for part in (held, ~held))
+    start = time.perf_counter()
+    quantized = edgecv.quantize(network, calibration, preprocess=FRAMES)
+    seconds = time.perf_counter() - start
+    model = onnx.load(str(onnx_from_torch(quantized, folder / "int8.onnx", FRAMES)))
+    cpu, tensorrt = folder / "cpu.onnx", folder / "tensorrt.onnx"
+    onnx.save(cpu_layout(model), str(cpu))
+    onnx.save(to_tensorrt_layout(model), str(tensorrt))
+    found = {
+        "float": best(TorchSession.from_network(network, FRAMES), scored),
+        "fake-quantized": best(TorchSession.from_network(quantized, FRAMES), scored),
+        "cpu layout, exact": exact(cpu, scored),
+        "cpu layout, ONNX Runtime": best(session_class("onnxruntime").open(cpu, SessionOptions()), scored),
+        "cpu layout, OpenVINO": best(session_class("openvino").open(cpu, SessionOptions()), scored),
+        "tensorrt layout, exact": exact(tensorrt, scored),
+    }
+    right = {key: classes == targets[~held] for key, classes in found.items()}
+    rows = {
+        key: {
+            "top1": round(100 * float(item.mean()), 2),
+            "interval": [round(100 * bound, 1) for bound in wilson_interval(int(item.sum()), len(item))],
+            "same_class_as_float": round(100 * float((found[key] == found["float"]).mean()), 2),
+            "against_float": mcnemar(right["float"], item),
+        }
+        for key, item in right.items()
+    }
+    sizes = {"float_mb": 4e-6 * sum(p.numel() for p in network.parameters()), "int8_mb": cpu.stat().st_size / 1e6}
+    print(f"{name}: {seconds:.1f} s, { ({key: row['top1'] for key, row in rows.items()}) }", flush=True)
+    return {"ptq_seconds": round(seconds, 1), "scored": int((~held).sum()), **sizes, "answers": rows}
+
+
+def timed(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """The median milliseconds of each, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(taken[3:]) for name, taken in times.items()}
+
+
+def measure_speed(name: str, data: Path, calibration: list[Any], folder: Path) -> dict[str, Any]:
+    network = create(name, data)
+    quantized = edgecv.quantize(network, calibration, preprocess=FRAMES)
+    paths = {"float": folder / f"{name}.onnx", "int8": folder / f"{name}-int8.onnx"}
+    for path, item in zip(paths.values(), (network, quantized), strict=True):
+        onnx_from_torch(item, path, FRAMES)
+    onnx.save(cpu_layout(onnx.load(str(paths["int8"]))), str(paths["int8"]))
+    image = {"image": calibration[0][None]}
+    result: dict[str, Any] = {}
+    for backend in ("onnxruntime", "openvino"):
+        sessions = {key: session_class(backend).open(path, SessionOptions(threads=1)) for key, path in paths.items()}
+        runs: dict[str, Callable[[], Any]] = {
+            key: (lambda session=session: session.run(image))
+            for key, session in sessions.items()  # type: ignore[misc]
+        }
+        taken = timed(runs)
+        for session in sessions.values():
+            session.close()
+        result[backend] = {**{f"{key}_ms": round(value, 3) for key, value in taken.items()},
+                           "ratio": round(taken["float"] / taken["int8"], 3)}  # fmt: skip
+    result["mb"] = {key: round(path.stat().st_size / 1e6, 3) for key, path in paths.items()}
+    print(name, {key: item.get("ratio") for key, item in result.items()}, flush=True)
+    return result
+
+
+def measure_qat(name: str, data: Path, epochs: int, folder: Path | None) -> dict[str, Any]:
+    import dataclasses
+
+    network = edgecv.models.create(name, weights=data / "weights" / CIFAR_WEIGHTS[name]).eval()
+    train, test = (open_samples(f"cifar10:{data / 'cifar10' / file}.npz") for file in ("train25k", "test5k_a"))
+    frames = [train[i][0] for i in range(0, len(train), len(train) // 100)]
+    training = dataclasses.replace(QAT, epochs=epochs, batch_size=128, augment="small_photos", learning_rate=2e-4)
+    config = edgecv.QuantizeConfig(method="qat", training=training)
+    ptq = edgecv.quantize(network, frames, preprocess=CIFAR)
+    start = time.perf_counter()
+    qat = edgecv.quantize(
+        network, frames, config, preprocess=CIFAR, train_data=hold_out(train, every=10)[0],
+        val_data=hold_out(train, every=10)[1], out=folder / name if folder else None,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    right = {}
+    targets = np.array([test[i][1] for i in range(len(test))])
+    images = [test[i][0] for i in range(len(test))]
+    for key, item in (("float", network), ("ptq", ptq), ("qat", qat)):
+        with TorchSession.from_network(item, CIFAR) as session:
+            right[key] = run_frames(session, CIFAR, images, batch=100)["logits"].argmax(1) == targets
+    rows = {
+        key: {
+            "top1": round(100 * float(item.mean()), 2),
+            "interval": [round(100 * bound, 2) for bound in wilson_interval(int(item.sum()), len(item))],
+            "against_float": mcnemar(right["float"], item),
+        }
+        for key, item in right.items()
+    }
+    print(name, {key: row["top1"] for key, row in rows.items()}, f"{seconds:.0f} s", flush=True)
+    return {"seconds": round(seconds, 1), "training": encode(training), "answers": rows}
+
+
+def keep(part: str, found: dict[str, Any]) -> None:
+    """Put one part's results beside the others'."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    conditions = {"machine": machine(), "load_average": load_average(), "threads": torch.get_num_threads()}
+    versions = library_versions("torch", "onnxruntime", "openvino", "onnx")
+    known = results.get(part, {}).get("networks", {})
+    results[part] = {**conditions, "versions": versions, "networks": {**known, **found}}
+    RESULTS.write_text(dumps(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("accuracy", "speed", "qat"))
+    parser.add_argument("--networks", nargs="+")
+    parser.add_argument("--epochs", type=int, default=3, help="of qat")
+    parser.add_argument("--folder", type=Path, help="of qat: where runs are kept, to go on with")
+    args = parser.parse_args()
+    data = Path(os.environ["EDGECV_DATA"])
+    if args.part == "qat":
+        for name in args.networks or ["resnet20"]:
+            keep("qat", {name: measure_qat(name, data, args.epochs, args.folder)})
+        return
+    frames, targets = photos(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.networks or (WEIGHTS if args.part == "accuracy" else FAST):
+            if args.part == "accuracy":
+                keep("accuracy", {name: measure_accuracy(name, data, frames, targets, Path(scratch))})
+            else:
+                keep("speed", {name: measure_speed(name, data, frames[:400:8], Path(scratch))})
+
+
+if __name__ == "__main__":
+    main()
