@@ -62,7 +62,7 @@ WEIGHTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CIFAR_WEIGHTS = {"resnet20": "cifar_resnet/resnet20-12fca82f.th", "resnet56": "cifar_resnet/resnet56-4bfd9763.th"}
 FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
-ROUNDS = 60
+ROUNDS = 120
 
 
 def photos(data: Path) -> tuple[list[Any], np.ndarray]:
@@ -152,7 +152,7 @@ def timed(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str,
 
 def measure_speed(name: str, data: Path, calibration: list[Any], folder: Path) -> dict[str, Any]:
     network = create(name, data)
-    quantized = edgecv.quantize(network, calibration, preprocess=FRAMES)
+    quantized = edgecv.quantize(network, calibration, edgecv.QuantizeConfig(adaround=0), preprocess=FRAMES)
     paths = {"float": folder / f"{name}.onnx", "int8": folder / f"{name}-int8.onnx"}
     for path, item in zip(paths.values(), (network, quantized), strict=True):
         onnx_from_torch(item, path, FRAMES)

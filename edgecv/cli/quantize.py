@@ -37,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--range", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="of activations"
     )
     how.add_argument("--equalize", action="store_true", help="equalize the channels of neighbouring layers first")
-    how.add_argument("--adaround", type=int, default=0, metavar="STEPS", help="choose each layer's rounding (minutes)")
+    how.add_argument(
+        "--adaround",
+        type=int,
+        default=60,
+        metavar="STEPS",
+        help="of choosing each layer's rounding (default: 60; 0: off)",
+    )
     how.add_argument("--keep-float", action="append", default=[], metavar="LAYER", help="a layer that stays float")
     how.add_argument(
         "--max-drop", type=float, metavar="POINTS", help="top-1 points of --data that may be lost, in percent"

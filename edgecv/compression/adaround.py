@@ -16,7 +16,7 @@ WEIGHT = 10.0  # of the term that drives every choice to 0 or 1, in errors of ro
 EXPONENTS = (20.0, 2.0)  # of that term: choices are free at first, then are forced
 FREE_SHARE = 0.2  # of the steps, without that term
 TRAVEL = 10.0  # that a choice may change in all steps together: from one end of the sigmoid to the other and back
-IMAGES = 8  # a step looks at
+IMAGES = 4  # a step looks at
 
 
 def round_adaptively(

@@ -51,13 +51,19 @@ def calibrate(
 
 @torch.no_grad()
 def correct(
-    graph: fx.GraphModule, batches: Sequence[Inputs], *, adaround: int = 0, seed: int = 0, progress: Progress = silent
+    graph: fx.GraphModule,
+    batches: Sequence[Inputs],
+    *,
+    biases: bool = True,
+    adaround: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> None:
     """Correct each quantized layer in turn for what rounding changed, in it and before it, on ``batches``.
 
     The mean of each channel before its activation function becomes that of the float network again (Nagel et al., 2019,
-    arXiv:1906.04721, section 4.2, with the data instead of batch norm's statistics). With ``adaround`` steps, the
-    weights' rounding is chosen first.
+    arXiv:1906.04721, section 4.2, with the data instead of batch norm's statistics), unless ``biases`` is off. With
+    ``adaround`` steps, the weights' rounding is chosen first.
     """
     exact, rounded = Stream(graph, batches, exact=True), Stream(graph, batches, exact=False)
     nodes, products = list(graph.graph.nodes), quantized_products(graph)
@@ -72,9 +78,11 @@ def correct(
                 quantizer, weight = products[node]
                 round_adaptively(node, weight, quantizer, bias, inputs, wanted, steps=adaround, seed=seed)
                 got = [_call(node, part, quantizer(weight), bias) for part in inputs]
-            shift = _mean(node, wanted) - _mean(node, got)
-            bias += shift
-            rounded.replace(node, [part + _along(node, shift) for part in got])
+            if biases:
+                shift = _mean(node, wanted) - _mean(node, got)
+                bias += shift
+                got = [part + _along(node, shift) for part in got]
+            rounded.replace(node, got)
         progress("correct", done, len(nodes))
 
 

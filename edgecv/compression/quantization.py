@@ -46,7 +46,8 @@ class QuantizeConfig:
         weight_range: the same for the scale of a channel's weights, see ``weight_scale``.
         equalize: bring the channels of neighbouring layers to equal ranges first, see ``equalize``.
         bias_correction: let each layer's mean output be what it was, see ``correct``.
-        adaround: steps of choosing each layer's rounding by its output; 0 rounds to the nearest. Takes minutes.
+        adaround: steps of choosing each layer's rounding by its output, see ``round_adaptively``; more do little more,
+            0 rounds to the nearest, which is faster.
         max_drop: how much of ``score`` may be lost; layers that do most harm alone stay float until no more is.
         method: ``"ptq"`` ends with that; ``"qat"`` trains on, see ``training``.
         training: of ``"qat"``: the float network is the teacher, and weights and ranges learn.
@@ -59,7 +60,7 @@ class QuantizeConfig:
     weight_range: Literal["minmax", "mse"] = "minmax"
     equalize: bool = False
     bias_correction: bool = True
-    adaround: int = 0
+    adaround: int = 60
     max_drop: float | None = None
     method: Literal["ptq", "qat"] = "ptq"
     training: TrainConfig = QAT
@@ -77,8 +78,6 @@ class QuantizeConfig:
             raise InputError(f"weight_range is 'minmax' or 'mse', got {self.weight_range!r}")
         if not isinstance(self.adaround, int) or self.adaround < 0:
             raise InputError(f"adaround is a number of steps from 0, got {self.adaround!r}")
-        if self.adaround and not self.bias_correction:
-            raise InputError("adaround goes through the layers as bias correction does: leave bias_correction on")
         if self.max_drop is not None and self.max_drop < 0:
             raise InputError(f"max_drop is a loss of score from 0, got {self.max_drop!r}")
         if self.method not in ("ptq", "qat"):
@@ -155,8 +154,10 @@ def _rounded(
     graph = copy.deepcopy(graph)
     insert_quantizers(graph, bits)
     calibrate(graph, batches, config.activation_range, config.weight_range, progress)
-    if config.bias_correction:
-        correct(graph, batches, adaround=config.adaround, seed=config.seed, progress=progress)
+    if config.bias_correction or config.adaround:
+        correct(
+            graph, batches, biases=config.bias_correction, adaround=config.adaround, seed=config.seed, progress=progress
+        )
     fit_biases(graph)
     return graph.eval()
 
