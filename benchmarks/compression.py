@@ -208,6 +208,26 @@ def measure_qat(name: str, data: Path, epochs: int, folder: Path | None) -> dict
     return {"seconds": round(seconds, 1), "training": encode(training), "answers": rows}
 
 
+def readme_table(results: dict[str, Any]) -> str:
+    """The results as the README has them."""
+    lines = [
+        "| network | float | ONNX Runtime | OpenVINO | exact | `tensorrt` layout, exact | MB "
+        "| speed (ONNX Runtime, OpenVINO) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    keys = ("float", "cpu layout, ONNX Runtime", "cpu layout, OpenVINO", "cpu layout, exact", "tensorrt layout, exact")
+    for name, speed in results["speed"]["networks"].items():
+        found = results["accuracy"]["networks"].get(name)
+        top1 = [f"{found['answers'][key]['top1']:.2f}" for key in keys] if found else ["-"] * len(keys)
+        if found:
+            low, high = found["answers"]["float"]["interval"]
+            top1[0] += f" ({low:.1f} to {high:.1f})"
+        size = f"{speed['mb']['float']:.1f} to {speed['mb']['int8']:.1f}"
+        ratios = ", ".join(f"{speed[backend]['ratio']:.2f}" for backend in ("onnxruntime", "openvino"))
+        lines.append(f"| {' | '.join([name, *top1, size, ratios])} |")
+    return "\n".join(lines)
+
+
 def keep(part: str, found: dict[str, Any]) -> None:
     """Put one part's results beside the others'."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

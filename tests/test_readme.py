@@ -65,7 +65,7 @@ def _program(name: str) -> Any:
     return program
 
 
-@pytest.mark.parametrize("name", ["interface_cost", "zoo_accuracy"])
+@pytest.mark.parametrize("name", ["compression", "interface_cost", "zoo_accuracy"])
 def test_the_tables_are_those_that_were_measured(name: str) -> None:
     program = _program(name)
     assert program.readme_table(json.loads(program.RESULTS.read_text())) in README
