@@ -397,7 +397,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_the_harm_of_a_layer_is_found(block: nn.Module) -> None:
-    graph = _quantized(block, layer_bits={"right": 2}, bias_correction=False)
+    graph = _quantized(block, layer_bits={"right": 2}, bias_correction=False, adaround=0)
     found = harms(graph, [(batch,) for batch in _batches()])
     assert found[0].layer == "right"
     assert found[0].snr_db < found[1].snr_db - 6

@@ -24,6 +24,8 @@ IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
     aten.detach.default, aten.alias.default, aten.contiguous.default,
 )  # fmt: skip
+# What torch.export raises, and the errors of a network's own code that it lets through.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 EXAMPLE_BATCH = 3  # 1 and 2 make torch.export specialize
 
 
@@ -62,7 +64,7 @@ def capture(network: nn.Module, shapes: Sequence[Sequence[int]]) -> fx.GraphModu
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns of its own internals
             program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in shapes))
-    except Exception as error:  # the exporter lets any error of the network's own code through
+    except REFUSALS as error:
         raise ConversionError(f"torch cannot capture {type(network).__name__}: {one_line(error)}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
