@@ -58,7 +58,8 @@ class ConvertOptions:
             backend picks. By default what there is: ``("int8",)`` of a quantized network, ``("int8", "fp32")`` of a
             network and its quantized twin.
         compare_speed: where a backend has int8 and a float variant, time them on this machine, and let ``auto`` prefer
-            the float one where int8 is no faster; ``False`` leaves the order as it is.
+            the float one where int8 is no faster; ``False`` leaves the order as it is, and the same inputs give the
+            same bytes.
         parity: ``False`` writes the bundle without comparing anything; the manifest says so.
     """
 

@@ -11,7 +11,7 @@ from edgecv.pipelines.tracking import open_sequences
 
 __all__ = ["convert_nanotrack"]
 
-NOT_FOR_TRACKERS = ("batch", "preprocess", "size", "labels", "task")
+NOT_FOR_TRACKERS = ("batch", "preprocess", "quantized", "size", "labels", "task")
 
 
 def convert_nanotrack(args: argparse.Namespace) -> int:

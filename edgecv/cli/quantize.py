@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import edgecv
 from edgecv.cli.common import add_json, key_values, print_json, progress, scores_line, table
 from edgecv.data import Samples, hold_out, open_frames, open_samples
 from edgecv.errors import InputError
+from edgecv.manifest import Accuracy
 from edgecv.progress import Progress
 
 EXAMPLE = "edgecv quantize runs/digits/best.safetensors --samples digits --data digits --out digits-int8.safetensors"
@@ -110,12 +112,10 @@ class _Judge:
     def top1(self, network: Any) -> float:
         """In percent; of an embedding its ROC-AUC."""
         scores = self.scores(network)
-        return 100 * float(getattr(scores, "top1", None) or scores.roc_auc)
+        return 100 * (scores.top1 if isinstance(scores, Accuracy) else scores.roc_auc)
 
 
 def _config(args: argparse.Namespace) -> edgecv.QuantizeConfig:
-    import dataclasses
-
     from edgecv.compression.quantization import QAT
     from edgecv.schema import decode, encode
 
