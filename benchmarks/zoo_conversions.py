@@ -75,25 +75,31 @@ def photos(count: int) -> list[Any]:
 
 
 def train_step(network: nn.Module, preprocess: edgecv.Preprocess, frames: list[Any]) -> float:
-    """One step of SGD on photos with made-up classes; the loss before it.
+    """One step of SGD on half of the photos with made-up classes; the loss before it.
 
-    Batch norms keep the photos' own statistics: with those they start with, the answers of a deep network shrink to its
-    last bias, the same for every photo, and any two graphs would agree.
+    Batch norms then take the statistics of all photos, with nothing dropped at random: with those they start with, the
+    answers of a deep network shrink to its last bias, the same for every photo, and any two graphs would agree; with
+    those of a few photos, they explode on the others.
     """
     network.train()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     # Frames are channels-last, where torch 2.13 corrupts memory on CPUs: in the weight gradient of a strided 1x1
     # convolution of 2 to 7 channels, which the first block of MobileOne and of RepVGG has.
     images = Framed(network, preprocess).normalize(torch.from_numpy(preprocess.batch(frames))).contiguous()
-    loss = nn.functional.cross_entropy(network(images), torch.arange(len(frames)) % CLASSES)
+    count = len(frames) // 2
+    loss = nn.functional.cross_entropy(network(images[:count]), torch.arange(count) % CLASSES)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     optimizer.step()
     if not loss.isfinite():
         raise ArithmeticError(f"the loss of the training step is {loss.item()}")
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+            module.train()
+    with torch.no_grad():
+        network(images)
     return float(loss.detach())
 
 
@@ -127,7 +133,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "size": preprocess.size,
-        "loss": round(train_step(network, preprocess, frames[:4]), 4),
+        "loss": round(train_step(network, preprocess, frames), 4),
     }
     row["variation"] = variation(network, preprocess, frames)
     clock = Clock()
@@ -183,7 +189,9 @@ def line(row: dict[str, Any]) -> str:
 
 def run() -> None:
     parser = argparse.ArgumentParser(description="Convert networks of timm and torchvision with the parity gate.")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this network alone; may be given again")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="this network alone, others keep their rows; may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="where the JSON goes")
     parser.add_argument("--one", metavar="LIBRARY:NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -198,10 +206,12 @@ def run() -> None:
         cases = [(library, name) for library, name in cases if {name, f"{library}:{name}"} & set(arguments.only)]
     if not cases:
         sys.exit(f"no network of that name; known: {', '.join(name for names in MODELS.values() for name in names)}")
-    rows = []
+    held = json.loads(arguments.out.read_text())["networks"] if arguments.only and arguments.out.exists() else []
+    found = {(row["library"], row["name"]): row for row in held}
     for library, name in cases:
-        rows.append(measure_apart(library, name))
-        print(line(rows[-1]), flush=True)
+        found[library, name] = measure_apart(library, name)
+        print(line(found[library, name]), flush=True)
+    rows = list(found.values())
     versions = {**library_versions(), **{name: version(name) for name in ("torch", "torchvision", "timm", "onnx")}}
     runtimes = {name: version(name) for name in ("onnxruntime", "openvino")}
     arguments.out.write_text(dumps({"machine": machine(), "versions": {**versions, **runtimes}, "networks": rows}))
