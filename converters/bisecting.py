@@ -17,7 +17,9 @@ from edgecv.errors import ConversionError, InputError
 from edgecv.runtimes.session import Session
 from edgecv.tensors import Array
 
-__all__ = ["Difference", "Divergence", "Side", "Statistics", "bisect"]
+__all__ = ["Difference", "Divergence", "Open", "Side", "Statistics", "bisect"]
+
+Open = Callable[[Path], Session]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Side:
     """A graph and what opens an ONNX file of a part of it, as ``lambda path: OrtSession(path)``."""
 
     model: onnx.ModelProto
-    open: Callable[[Path], Session]
+    open: Open
 
 
 @dataclass(frozen=True, slots=True)

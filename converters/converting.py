@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import edgecv
 from edgecv.bundle import LABELS, Bundle, write_manifest
 from edgecv.converters.onnx_from_torch import OnnxOptions, metadata_for
 from edgecv.converters.onnx_to_fp16 import fp16_from_onnx
+from edgecv.converters.packing import pack_files
 from edgecv.converters.qdq_cpu import cpu_layout
 from edgecv.converters.qdq_layouts import to_tensorrt_layout
 from edgecv.converters.registry import Converter, converter
@@ -61,6 +62,7 @@ class ConvertOptions:
             the float one where int8 is no faster; ``False`` leaves the order as it is, and the same inputs give the
             same bytes.
         parity: ``False`` writes the bundle without comparing anything; the manifest says so.
+        pack: store the graphs packed where that saves a quarter at least, see ``edgecv.pack``.
     """
 
     name: str | None = None
@@ -72,6 +74,7 @@ class ConvertOptions:
     precisions: tuple[str, ...] = ()
     compare_speed: bool = True
     parity: bool = True
+    pack: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in (None, *OUTPUTS):
@@ -141,7 +144,8 @@ def convert(
             variants = with_speed(variants, folder, preprocess)
         if labels:
             write_file(folder / LABELS, "".join(f"{label}\n" for label in labels))
-        write_manifest(folder, job.manifest(name, variants, next(iter(graphs.values()))))
+        manifest = job.manifest(name, variants, next(iter(graphs.values())))
+        write_manifest(folder, replace(manifest, packed=pack_files(folder) if options.pack else {}))
     return Bundle.load(out)
 
 

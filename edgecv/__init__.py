@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecv import models
     from edgecv.bundle import Bundle
+    from edgecv.compression.clustering import ClusterConfig, cluster
     from edgecv.compression.pruning import PruneConfig, prune
     from edgecv.compression.quantization import QuantizeConfig, quantize
     from edgecv.converters import ConvertOptions, OnnxOptions, convert
+    from edgecv.converters.packing import pack
     from edgecv.errors import (
         BackendUnavailable,
         BundleError,
@@ -40,6 +42,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Classifier",
+    "ClusterConfig",
     "ConversionError",
     "ConvertOptions",
     "EdgeCVError",
@@ -55,12 +58,14 @@ __all__ = [
     "Session",
     "Tracker",
     "TrainConfig",
+    "cluster",
     "convert",
     "evaluate",
     "load",
     "load_checkpoint",
     "models",
     "open_session",
+    "pack",
     "profile",
     "prune",
     "quantize",
@@ -71,10 +76,12 @@ __all__ = [
 
 _HOMES = {
     "edgecv.bundle": ("Bundle",),
+    "edgecv.compression.clustering": ("ClusterConfig", "cluster"),
     "edgecv.compression.pruning": ("PruneConfig", "prune"),
     "edgecv.compression.quantization": ("QuantizeConfig", "quantize"),
     "edgecv.converters.converting": ("ConvertOptions", "convert"),
     "edgecv.converters.onnx_from_torch": ("OnnxOptions",),
+    "edgecv.converters.packing": ("pack",),
     "edgecv.errors": (
         "BackendUnavailable", "BundleError", "ConversionError", "EdgeCVError", "InputError", "ParityError",
     ),

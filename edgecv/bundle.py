@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from edgecv.errors import BundleError, InputError, one_line
 from edgecv.files import sha256, write_file
-from edgecv.manifest import FORMAT, FileRecord, Manifest, Variant
+from edgecv.manifest import FORMAT, PACKED, FileRecord, Manifest, Variant
+from edgecv.packing import unpack
 from edgecv.plugins import unknown
 from edgecv.schema import decode, dumps, loads
 
@@ -53,7 +54,10 @@ class Bundle:
         return self.manifest.variants[name]
 
     def file(self, variant: str, graph: str | None = None) -> Path:
-        """The main file of one graph of a variant; ``graph`` may be left out where there is one."""
+        """The main file of one graph of a variant; ``graph`` may be left out where there is one.
+
+        Where it is packed, nothing lies there: see ``unpacked``.
+        """
         files = self.variant(variant).graphs
         if graph is None and len(files) > 1:
             raise InputError(f"{self.path} has the graphs {', '.join(files)}; name one with graph=")
@@ -61,6 +65,42 @@ class Bundle:
         if name not in files:
             raise InputError(f"{self.path}: {unknown('graph', name, files)}")
         return self.path / files[name]
+
+    def unpacked(self, main: Path) -> dict[str, bytes] | None:
+        """The files of a graph by suffix, such as ``.xml`` and ``.bin``, decoded; ``main`` is what ``file`` gave.
+
+        ``None`` where none of them is packed.
+
+        Raises:
+            BundleError: a file is damaged, or decodes to something else than the manifest says.
+        """
+        stem = main.relative_to(self.path).with_suffix("").as_posix()
+        stored = [name for name in self.manifest.files if name.removesuffix(PACKED).rpartition(".")[0] == stem]
+        if not any(name in self.manifest.packed for name in stored):
+            return None
+        names = [name.removesuffix(PACKED) if name in self.manifest.packed else name for name in stored]
+        return {PurePosixPath(name).suffix: self.read(name) for name in names}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file by the path it has, or had before it was packed.
+
+        Raises:
+            BundleError: as by ``unpacked``.
+        """
+        stored = self.manifest.stored(name)
+        try:
+            raw = (self.path / stored).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot read {stored!r}: {one_line(error)}") from error
+        if hashlib.sha256(raw).hexdigest() != self.manifest.files[stored].sha256:
+            raise BundleError(f"{self.path}: file {stored!r} was changed after the bundle was written")
+        packed = self.manifest.packed.get(stored)
+        if packed is None:
+            return raw
+        data = unpack(raw, packed.size_bytes, f"{self.path}: {stored!r}")
+        if hashlib.sha256(data).hexdigest() != packed.sha256:
+            raise BundleError(f"{self.path}: {stored!r} decodes to something else than {name!r}; convert again")
+        return data
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from edgecv.errors import InputError
 from edgecv.preprocess import Preprocess
 from edgecv.tensors import TensorSpec
 
-__all__ = ["FORMAT", "Accuracy", "FileRecord", "Graph", "Manifest", "Parity", "Source", "Variant"]
+__all__ = ["FORMAT", "PACKED", "Accuracy", "FileRecord", "Graph", "Manifest", "Packed", "Parity", "Source", "Variant"]
 
 FORMAT = 1
+PACKED = ".packed"
+"""Suffix of a packed file: what it is decoded to has the same path without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """The identity of what a packed file is decoded to, which has at most ``size_bytes``; see ``edgecv.packing``."""
+
+    encoding: Literal["edgecv-lzma-1"]
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """The truth about a bundle; every file but the manifest itself is listed in ``files``."""
+    """The truth about a bundle; every file but the manifest itself is listed in ``files``.
+
+    ``packed`` has those of them that sessions get decoded, by the path of what is stored; ``variants`` name the decoded
+    file.
+    """
 
     format: int
     name: str
@@ -116,6 +131,7 @@ class Manifest:
     variants: dict[str, Variant]
     source: Source
     files: dict[str, FileRecord]
+    packed: dict[str, Packed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.graphs or not self.variants:
@@ -123,9 +139,16 @@ class Manifest:
         for name, variant in self.variants.items():
             if set(variant.graphs) != set(self.graphs):
                 raise InputError(f"variant {name!r} must hold the graphs {sorted(self.graphs)}")
+        for name in self.packed:
+            if not name.endswith(PACKED) or name.removesuffix(PACKED) in self.files:
+                raise InputError(f"packed file {name!r} must end in {PACKED!r}, and its name without it must be free")
 
     @property
     def named_files(self) -> list[str]:
-        """The files that variants and labels refer to; each must be listed in ``files``."""
-        graphs = [path for variant in self.variants.values() for path in variant.graphs.values()]
-        return graphs + ([self.labels] if self.labels else [])
+        """The files that variants, labels and ``packed`` refer to; each must be listed in ``files``."""
+        graphs = [self.stored(path) for variant in self.variants.values() for path in variant.graphs.values()]
+        return [*graphs, *self.packed, *([self.labels] if self.labels else [])]
+
+    def stored(self, name: str) -> str:
+        """The path of the file that holds ``name``: its own, or that of the packed one."""
+        return f"{name}{PACKED}" if f"{name}{PACKED}" in self.packed else name

@@ -61,7 +61,8 @@ def open_session(
         path = bundle.file(choice.variant or "", graph)
     create = session_class(choice.backend)
     start = time.perf_counter()
-    session = create.open(path, options)
+    files = bundle.unpacked(path) if bundle else None
+    session = create.open(path, options) if files is None else create.open_bytes(path, files, options)
     session.load_ms = (time.perf_counter() - start) * 1e3
     session.reason = choice.reason
     session.bundle_sha256 = bundle.sha256 if bundle else None

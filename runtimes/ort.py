@@ -43,30 +43,44 @@ ERRORS: tuple[type[Exception], ...] = (
 
 
 class OrtSession(Session):
-    """An ``.onnx`` or ``.ort`` file on ONNX Runtime's CPU provider."""
+    """An ``.onnx`` or ``.ort`` file on ONNX Runtime's CPU provider.
+
+    ``optimized=False`` runs the graph as it is written, slowly, with int8 in exact arithmetic: a reference.
+    ``model`` is what the file would hold, where it is in memory.
+    """
 
     backend = "onnxruntime"
     suffixes = (".onnx", ".ort")
 
-    def __init__(self, path: str | Path, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        options: SessionOptions | None = None,
+        *,
+        optimized: bool = True,
+        model: bytes | None = None,
+    ) -> None:
         options = options or SessionOptions()
         if options.device != "cpu":
             raise InputError(f"backend 'onnxruntime' runs on device 'cpu', got {options.device!r}")
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed (nor by the fallback)
+        if not optimized:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
             settings.inter_op_num_threads = 1
         try:
             session = onnxruntime.InferenceSession(
-                str(path), settings, providers=["CPUExecutionProvider"], enable_fallback=0
+                str(path) if model is None else model, settings, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             inputs = [_spec(node) for node in session.get_inputs()]
             outputs = [_spec(node) for node in session.get_outputs()]
             labels = session.get_modelmeta().custom_metadata_map
         except ERRORS as error:
             raise InputError(f"onnxruntime cannot open {path}: {one_line(error)}") from error
-        warn_if_saturating(path, labels.get(SATURATES, ""))
+        if optimized:
+            warn_if_saturating(path, labels.get(SATURATES, ""))
         super().__init__(inputs, outputs, options)
         self._session: Any = session
         self._names = [spec.name for spec in outputs]
@@ -75,6 +89,10 @@ class OrtSession(Session):
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> OrtSession:
         return cls(path, options)
+
+    @classmethod
+    def open_bytes(cls, path: Path, files: Mapping[str, bytes], options: SessionOptions) -> OrtSession:
+        return cls(path, options, model=files[path.suffix])
 
     @staticmethod
     def describe() -> str:

@@ -44,10 +44,13 @@ class OvSession(Session):
     backend = "openvino"
     suffixes = tuple(FORMATS)
 
-    def __init__(self, path: str | Path, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self, path: str | Path, options: SessionOptions | None = None, *, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Open ``path``, or ``files``, by suffix, which would be there."""
         options = options or SessionOptions()
         try:
-            model = read_model(Path(path))
+            model = read_model(Path(path)) if files is None else _model_from(files, Path(path).suffix)
             self._compiled: Any = openvino.Core().compile_model(model, options.device.upper(), _config(options))
             inputs = [_spec(port, f"input_{i}") for i, port in enumerate(self._compiled.inputs)]
             outputs = [_spec(port, f"output_{i}") for i, port in enumerate(self._compiled.outputs)]
@@ -63,6 +66,10 @@ class OvSession(Session):
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> OvSession:
         return cls(path, options)
+
+    @classmethod
+    def open_bytes(cls, path: Path, files: Mapping[str, bytes], options: SessionOptions) -> OvSession:
+        return cls(path, options, files=files)
 
     @staticmethod
     def describe() -> str:
@@ -154,6 +161,12 @@ def read_model(path: Path) -> Any:
     """
     reader = frontend.FrontEndManager().load_by_framework(FORMATS[path.suffix.lower()])
     return reader.convert(reader.load(str(path)))
+
+
+def _model_from(files: Mapping[str, bytes], suffix: str) -> Any:
+    """Read a model from memory; the weights of an IR are copied, as its constants lie in them."""
+    weights = np.frombuffer(files.get(".bin", b""), np.uint8)
+    return openvino.Core().read_model(files[suffix], openvino.Tensor(weights) if weights.size else b"")
 
 
 def _config(options: SessionOptions) -> dict[str, Any]:

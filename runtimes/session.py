@@ -71,6 +71,11 @@ class Session(ABC):
     def open(cls, path: Path, options: SessionOptions) -> Session:
         """Open a model file whose suffix is in ``suffixes``."""
 
+    @classmethod
+    def open_bytes(cls, path: Path, files: Mapping[str, bytes], options: SessionOptions) -> Session:
+        """Open a model whose files are in memory, by suffix; ``path`` says which is the main one, and names it."""
+        raise InputError(f"backend {cls.backend!r} reads files only: unpack the bundle first, edgecv pack --undo")
+
     @staticmethod
     def describe() -> str:
         """The library's name, version and devices, for ``edgecv doctor``."""

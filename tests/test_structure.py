@@ -26,6 +26,7 @@ LAYERS = [
     {"edgecv", "edgecv.errors"},
     {"edgecv.cpu", "edgecv.plugins", "edgecv.progress"},
     {"edgecv.schema", "edgecv.files", "edgecv.tensors"},
+    {"edgecv.packing"},
     {"edgecv.preprocess", "edgecv.images"},
     {"edgecv.manifest"},
     {"edgecv.bundle", "edgecv.data"},

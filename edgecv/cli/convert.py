@@ -8,7 +8,7 @@ from typing import Any
 
 import edgecv
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
-from edgecv.cli.convert_tracker import convert_nanotrack
+from edgecv.cli.convert_tracker import convert_nanotrack, convert_siamese, is_tracker
 from edgecv.cli.train import resized
 from edgecv.data import open_frames
 from edgecv.errors import InputError, one_line
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="fix the batch size; by default it is free")
     parser.add_argument("--opset", type=int, default=18, help="ONNX opset 18 to 20 (default: 18); a file keeps its own")
     parser.add_argument("--name", help="the bundle's name (default: the output folder's)")
+    parser.add_argument(
+        "--pack", action="store_true", help="store the graphs packed where that saves a quarter at least"
+    )
     parser.add_argument("--no-parity", action="store_true", help="write the bundle without comparing anything")
     files = parser.add_argument_group("for an .onnx file")
     files.add_argument(
@@ -52,16 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.origin == "nanotrack":
+        _refuse_pack(args)
         return convert_nanotrack(args)
     if args.head is not None:
         raise InputError(f"convert takes one file, or two with --from nanotrack; got {args.model} and {args.head}")
     if args.model.suffix not in (".safetensors", ".onnx"):
         raise InputError(f"convert takes a .safetensors checkpoint or an .onnx file, got {args.model}")
+    checkpoint = _read(args.model) if args.model.suffix == ".safetensors" else None
+    if checkpoint and is_tracker(checkpoint[0]):
+        _refuse_pack(args)
+        return convert_siamese(args, checkpoint[0], checkpoint[1].dataset)
     if not args.samples and not args.no_parity:
         raise InputError("give --samples IMAGES to compare the variants with the network on, or --no-parity")
     refuse_occupied(args.out)
     samples = open_frames(args.samples, args.limit) if args.samples else None
-    network, preprocess, labels, card = _file(args) if args.model.suffix == ".onnx" else _checkpoint(args)
+    network, preprocess, labels, card = _checkpoint(args, *checkpoint) if checkpoint else _file(args)
     options = edgecv.ConvertOptions(
         name=args.name,
         onnx=edgecv.OnnxOptions(args.opset, args.batch),
@@ -70,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         task=args.task,
         precisions=tuple(_listed(args.precisions)) if args.precisions else (),
         parity=not args.no_parity,
+        pack=args.pack,
     )
     with progress() as report:
         bundle = edgecv.convert(
@@ -96,12 +105,20 @@ def run(args: argparse.Namespace) -> int:
 Inputs = tuple[Any, Preprocess, tuple[str, ...], Any]
 
 
-def _checkpoint(args: argparse.Namespace) -> Inputs:
-    if args.preprocess or args.size or args.labels or args.task:
-        raise InputError("--preprocess, --size, --labels and --task are for .onnx files; a checkpoint says them itself")
+def _refuse_pack(args: argparse.Namespace) -> None:
+    if args.pack:
+        raise InputError(f"--pack is for one graph; convert the tracker, then: edgecv pack {args.out} --out OTHER")
+
+
+def _read(path: Path) -> tuple[Any, Any]:
     from edgecv.models.checkpoint import read_checkpoint
 
-    network, card = read_checkpoint(args.model)
+    return read_checkpoint(path)
+
+
+def _checkpoint(args: argparse.Namespace, network: Any, card: Any) -> Inputs:
+    if args.preprocess or args.size or args.labels or args.task:
+        raise InputError("--preprocess, --size, --labels and --task are for .onnx files; a checkpoint says them itself")
     if card.preprocess is None:
         raise InputError(f"{args.model} does not say how images are preprocessed: save it with preprocess=")
     return network, card.preprocess, card.labels, card

@@ -51,12 +51,16 @@ def _bundle(bundle: Bundle, as_json: bool) -> int:
     rows = []
     for name, variant in manifest.variants.items():
         files = [key for key in manifest.files if key.startswith(f"{name}/")]
-        size = sum(manifest.files[key].size_bytes for key in files)
+        size = f"{sum(manifest.files[key].size_bytes for key in files) / 1e6:.2f}"
+        if any(key in manifest.packed for key in files):
+            decoded = sum((manifest.packed.get(key) or manifest.files[key]).size_bytes for key in files)
+            size += f" of {decoded / 1e6:.2f}"
         needs = ", ".join(f"{library} >= {version}" for library, version in variant.requires.items())
         parity = f"{variant.parity.max_abs:.3g} on {variant.parity.samples}" if variant.parity else "not compared"
-        rows.append((name, variant.backend, f"{size / 1e6:.2f}", needs, parity))
+        rows.append((name, variant.backend, size, needs, parity))
     print()
-    print(table(rows, ("variant", "backend", "MB", "needs", "largest difference")))
+    size_of = "MB, stored of decoded" if manifest.packed else "MB"
+    print(table(rows, ("variant", "backend", size_of, "needs", "largest difference")))
     return 0
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import edgecv
 from edgecv.bundle import Bundle
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
-from edgecv.data import open_frames
+from edgecv.data import Frame, open_frames
 from edgecv.errors import InputError
 from edgecv.manifest import Parity
 from edgecv.preprocess import Preprocess
@@ -16,6 +17,7 @@ from edgecv.runtimes import Session
 from edgecv.schema import encode
 
 EXAMPLE = "edgecv verify digits --samples digits --against runs/digits/best.safetensors"
+AGREES = "no node differs by more than the tolerance: what differs is not in the graph, or adds up within it"
 HEADER = ("variant", "verdict", "largest difference", "allowed", "mean", "PSNR dB", "cosine", "same decision")
 
 
@@ -24,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=Path, help="the checkpoint the bundle was made from; by default its own fp32 variant"
     )
+    parser.add_argument(
+        "--bisect", action="store_true", help="name the first node at which each variant that differs parts"
+    )
+    parser.add_argument("--variant", help="with --bisect: this one, whether it differs or not")
+    parser.add_argument("--tolerance", type=float, help="with --bisect: of a tensor, as a share of its spread")
     parser.add_argument("--threads", type=int, help="CPU threads per inference (default: the runtime's choice)")
     add_samples(parser)
     add_json(parser)
@@ -31,11 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
+    if not args.bisect and (args.variant or args.tolerance):
+        raise InputError("--variant and --tolerance go with --bisect")
     if not args.samples:
         raise InputError(
             f"every file of {args.bundle} is intact; give --samples IMAGES to compare the variants' answers"
         )
     frames = open_frames(args.samples, args.limit)
+    if args.bisect and args.variant:
+        return _bisect(bundle, [args.variant], frames, args)
     reference, preprocess = _network(args.against, bundle) if args.against else (None, None)
     with progress() as report:
         found = edgecv.verify(
@@ -46,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             progress=report,
         )
-    if args.json:
+    apart = [name for name, gate in found.gates.items() if not gate.ok]
+    if args.json and not args.bisect:
         print_json({"ok": found.ok, **encode(found)})
         return 0 if found.ok else 1
+    if args.json:
+        return _bisect(bundle, apart, frames, args)
     rows = [(name, "agrees" if gate.ok else "DIFFERS", *_figures(gate.parity)) for name, gate in found.gates.items()]
     rows += [(name, "not run", *"------") for name in found.skipped]
     print(f"reference: {args.against or found.reference}, {found.samples} images")
@@ -58,7 +72,27 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name}: {line}")
     for name, reason in found.skipped.items():
         print(f"{name}: {reason}")
+    if args.bisect:
+        _bisect(bundle, apart, frames, args)
     return 0 if found.ok else 1
+
+
+def _bisect(bundle: Bundle, names: list[str], frames: Sequence[Frame], args: argparse.Namespace) -> int:
+    """Print where each variant parts from its reference; 1 where one does."""
+    from edgecv.converters.bisecting_bundles import bisect_variant
+
+    found = {
+        name: bisect_variant(
+            bundle, name, frames, checkpoint=args.against, tolerance=args.tolerance, threads=args.threads
+        )
+        for name in names
+    }
+    if args.json:
+        print_json({name: encode(item) for name, item in found.items()})
+    else:
+        for name, item in found.items():
+            print(f"{name}: {item or AGREES}")
+    return 1 if any(found.values()) else 0
 
 
 def _network(path: Path, bundle: Bundle) -> tuple[Session, Preprocess]:

@@ -15,7 +15,18 @@ from edgecv.plugins import Table, unknown
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
 
-__all__ = ["ARCHITECTURES", "STEPS", "Recipe", "Step", "create", "names", "native_size", "preprocess_of", "recipe_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "STEPS",
+    "TRACKERS",
+    "Recipe",
+    "Step",
+    "create",
+    "names",
+    "native_size",
+    "preprocess_of",
+    "recipe_of",
+]
 
 CIFAR_RESNETS = (20, 32, 44, 56, 110)
 ARCHITECTURES = Table(
@@ -32,6 +43,19 @@ ARCHITECTURES = Table(
         "squeezenet1_1": "edgecv.models.squeezenet:squeezenet1_1",
     },
     extras={},
+)
+# Two crops in, and answers that only a tracker reads: what lists or trains classifiers leaves these out. Each builder
+# takes its options as keywords and checks them itself.
+TRACKERS = Table(
+    kind="tracker",
+    group="edgecv.trackers",
+    builtin={
+        "nanotrack_v1": "edgecv.models.siamese.nanotrack:nanotrack_v1",
+        "nanotrack_v2": "edgecv.models.siamese.nanotrack:nanotrack_v2",
+        "siamfc_alexnet": "edgecv.models.siamese.siamfc:siamfc_alexnet",
+        "siamfc_mobilenet": "edgecv.models.siamese.siamfc:siamfc_mobilenet",
+        "siamrpn_mobile": "edgecv.models.siamese.siamrpn:siamrpn_mobile",
+    },
 )
 
 
@@ -56,10 +80,11 @@ STEPS = Table(
     kind="recipe step",
     group="edgecv.recipe_steps",
     builtin={
+        "cluster": "edgecv.compression.clustering:rebuild",
         "prune": "edgecv.compression.pruning:rebuild",
         "quantize": "edgecv.compression.quantization:rebuild",
     },
-    extras={"prune": "train", "quantize": "train"},
+    extras={"cluster": "train", "prune": "train", "quantize": "train"},
 )
 
 
@@ -93,6 +118,10 @@ class Recipe:
         return replace(self, steps=(*self.steps, Step(kind, dict(settings))))
 
     def _build_ours(self) -> nn.Module:
+        if self.architecture in TRACKERS.names():
+            return self._build_tracker()
+        if self.architecture not in ARCHITECTURES.names():
+            raise InputError(unknown("model", self.architecture, (*ARCHITECTURES.names(), *TRACKERS.names())))
         builder = ARCHITECTURES.load(self.architecture)
         known = [name for name in inspect.signature(builder).parameters if name not in ("args", "kwargs")]
         for option in self.options:
@@ -104,6 +133,13 @@ class Recipe:
             raise InputError(f"model {self.architecture!r} cannot be built with {self.options}: {error}") from error
         return network
 
+    def _build_tracker(self) -> nn.Module:
+        try:
+            network: nn.Module = TRACKERS.load(self.architecture)(**self.options)
+        except InputError as error:
+            raise InputError(f"model {self.architecture!r}: {error}") from error
+        return network
+
 
 def create(name: str, *, weights: str | Path | None = None, progress: Progress = silent, **options: Any) -> nn.Module:
     """Build a network from its name, as in ``create("mobilenet_v2", num_classes=10, width=0.5)``.
@@ -112,9 +148,12 @@ def create(name: str, *, weights: str | Path | None = None, progress: Progress =
     ``"small"`` for images of about 32 pixels, which keeps their resolution in the first layers. It takes float images
     ``[batch, 3, height, width]`` and gives logits ``[batch, num_classes]``.
 
+    Trackers (``edgecv.models.siamese.TRACKERS``) take the fields of their family's ``Variant``, as in
+    ``create("siamfc_alexnet", width=0.5)``; what goes in and out is said at ``edgecv.models.siamese.Siamese``.
+
     Args:
-        name: one of ``names()``, or ``"timm:NAME"`` or ``"torchvision:NAME"`` where that library is installed; the
-            options are then the library's own.
+        name: one of ``names()``, a tracker, or ``"timm:NAME"`` or ``"torchvision:NAME"`` where that library is
+            installed; the options are then the library's own.
         weights: a ``.safetensors`` or ``.pth`` file of a state dict, or ``"imagenet"`` for the published weights, which
             are downloaded once. Fresh weights by default. A last layer of another ``num_classes`` stays fresh.
         progress: of the download.
@@ -138,7 +177,7 @@ def library_of(name: str) -> Library:
 
 
 def names() -> tuple[str, ...]:
-    """The architectures that ``create`` knows."""
+    """The architectures that ``create`` knows, without trackers."""
     return tuple(sorted(ARCHITECTURES.names()))
 
 
