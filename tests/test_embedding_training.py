@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"loss": "arcface"}, "loss is 'cross_entropy', 'triplet' or 'contrastive', got 'arcface'"),
+        ({"loss": "arcface"}, "loss is 'cross_entropy', 'triplet', 'contrastive' or 'tracking', got 'arcface'"),
         ({"mining": "easy"}, "mining is 'hard', 'semihard' or 'all', got 'easy'"),
         ({"margin": -0.1}, "margin is from 0 to 2"),
         ({"per_class": 1}, "per_class is from 2"),

@@ -1,50 +1,78 @@
-"""``edgecv convert --from nanotrack``: from the two files that NanoTrack is published as to a bundle."""
+"""``edgecv convert`` of trackers: of a checkpoint, and of the two files that NanoTrack is published as."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from edgecv.bundle import Bundle
 from edgecv.cli.common import print_json, progress, table
 from edgecv.errors import InputError
 from edgecv.files import refuse_occupied
 from edgecv.pipelines.tracking import open_sequences
 
-__all__ = ["convert_nanotrack"]
+if TYPE_CHECKING:
+    from edgecv.models.siamese import Siamese
+
+__all__ = ["convert_nanotrack", "convert_siamese", "is_tracker"]
 
 NOT_FOR_TRACKERS = ("batch", "preprocess", "quantized", "size", "labels", "task")
 
 
 def convert_nanotrack(args: argparse.Namespace) -> int:
     """Run ``edgecv convert`` with its arguments, of which ``model`` is the backbone and ``head`` the head."""
-    from edgecv.converters.onnx_from_torch import OnnxOptions
     from edgecv.converters.torch_from_nanotrack import torch_from_nanotrack
-    from edgecv.converters.trackers import TrackerOptions, convert_tracker
 
     if args.head is None:
         raise InputError("NanoTrack is two files: edgecv convert --from nanotrack backbone.onnx head.onnx --out DIR")
-    if wrong := [name for name in NOT_FOR_TRACKERS if getattr(args, name) is not None]:
-        raise InputError(f"--{wrong[0]} is not for trackers: their crops, batch and answers are fixed by the network")
-    if not args.samples and not args.no_parity:
-        raise InputError("give --samples SEQUENCES to compare the variants with the network on, or --no-parity")
-    refuse_occupied(args.out)
+    _check(args)
+    return convert_siamese(args, torch_from_nanotrack(args.model, args.head))
+
+
+def is_tracker(network: object) -> bool:
+    """Whether a checkpoint's network is a tracker."""
+    from edgecv.models.siamese import Siamese
+
+    return isinstance(network, Siamese)
+
+
+def convert_siamese(args: argparse.Namespace, network: Siamese, dataset: str | None = None) -> int:
+    """Run ``edgecv convert`` with its arguments on a network, trained on ``dataset``."""
+    from edgecv.converters.onnx_from_torch import OnnxOptions
+    from edgecv.converters.trackers import TrackerOptions, convert_tracker
+
+    _check(args)
     sequences = open_sequences(args.samples) if args.samples else None
     options = TrackerOptions(
         name=args.name,
         onnx=OnnxOptions(args.opset),
+        dataset=dataset,
         precisions=tuple(name.strip() for name in (args.precisions or "fp32").split(",")),
         parity=not args.no_parity,
         limit=args.limit,
     )
-    network = torch_from_nanotrack(args.model, args.head)
     backends = [name.strip() for name in args.backends.split(",")]
     with progress() as report:
         bundle = convert_tracker(
             network, args.out, backends=backends, samples=sequences, options=options, progress=report
         )
+    _tell(args, bundle)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if wrong := [name for name in NOT_FOR_TRACKERS if getattr(args, name) is not None]:
+        raise InputError(f"--{wrong[0]} is not for trackers: their crops, batch and answers are fixed by the network")
+    if not args.samples and not args.no_parity:
+        raise InputError("give --samples SEQUENCES to compare the variants with the network on, or --no-parity")
+    refuse_occupied(args.out)
+
+
+def _tell(args: argparse.Namespace, bundle: Bundle) -> None:
     variants = bundle.manifest.variants
     if args.json:
         print_json({"bundle": bundle.path, "sha256": bundle.sha256, "variants": variants})
-        return 0
+        return
     rows = []
     for name, variant in variants.items():
         parity = variant.parity
@@ -52,4 +80,3 @@ def convert_nanotrack(args: argparse.Namespace) -> int:
         rows.append((name, *figures))
     print(table(rows, ("variant", "largest difference", "cosine", "mean IoU")))
     print(f"bundle: {bundle.path} (sha256 {bundle.sha256[:12]})")
-    return 0

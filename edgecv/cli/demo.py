@@ -1,4 +1,4 @@
-"""``edgecv demo``: the whole way, on the handwritten digits that ship with scikit-learn."""
+"""``edgecv demo``: the whole way, on the handwritten digits that ship with scikit-learn; or of a tracker."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import edgecv
 from edgecv.bundle import Bundle
 from edgecv.cli.common import add_json, print_json, progress, table
+from edgecv.cli.demo_track import run_tracking_demo
 from edgecv.data import ArraySamples, digits, hold_out, open_frames
 from edgecv.errors import ParityError
 from edgecv.files import new_folder, refuse_occupied, write_file
@@ -29,6 +30,7 @@ OPTIONS: dict[str, Any] = {"num_classes": 10, "width": 0.5, "stem": "small"}
 PREPROCESS = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SETTINGS: dict[str, Any] = {"batch_size": 128, "learning_rate": 8e-3, "augment": "digits"}
 BACKENDS = ("onnxruntime", "openvino")
+EPOCHS, DURATION_S = 20, 5.0
 WANTED_TOP1 = 0.97
 PARITY_IMAGES = 100
 LIMITS = (
@@ -39,22 +41,25 @@ LIMITS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="where everything is written (default: demo)")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training data (default: 20)")
     parser.add_argument(
-        "--duration", type=float, default=5.0, metavar="S", help="seconds to profile each backend (default: 5)"
+        "--task", choices=("classify", "track"), default="classify", help="classify digits, or track synthetic targets"
     )
+    parser.add_argument("--out", type=Path, help="where everything is written (default: demo, or demo-track)")
+    parser.add_argument("--epochs", type=int, help="passes over the training data (default: 20; of a tracker 6)")
+    parser.add_argument("--duration", type=float, metavar="S", help="seconds to profile each classifier (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per inference (default: 1)")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.task == "track":
+        return run_tracking_demo(args)
     start = time.monotonic()
-    out: Path = args.out
+    out: Path = args.out or Path("demo")
     if not (out / "train" / "config.json").is_file():
         refuse_occupied(out)
     with progress() as report:
-        result = _train(out, args.epochs, report)
+        result = _train(out, EPOCHS if args.epochs is None else args.epochs, report)
         bundle = _convert(out, result, report)
         rows = _measure(out, bundle, args, report)
     page = render(_report(bundle, result, rows))
@@ -133,7 +138,9 @@ def _row(
     def named(stage: str, done: float, total: float) -> None:
         report(f"{stage} {classifier.session.backend}", done, total)
 
-    measured: Profile = edgecv.profile(classifier.session, duration_s=args.duration, progress=named)
+    measured: Profile = edgecv.profile(
+        classifier.session, duration_s=DURATION_S if args.duration is None else args.duration, progress=named
+    )
     accuracy = edgecv.evaluate(classifier, test, progress=named)
     return Row(classifier.session.backend, variant, accuracy, parity, measured, size)
 

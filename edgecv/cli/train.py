@@ -1,4 +1,4 @@
-"""``edgecv train``: train a classifier, or an embedding."""
+"""``edgecv train``: train a classifier, an embedding, or a tracker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import edgecv
 from edgecv.cli.common import add_json, key_values, print_json, progress, scores_line
+from edgecv.cli.train_tracker import is_tracker_recipe, train_tracker
 from edgecv.data import Samples, hold_out, open_samples
 from edgecv.errors import InputError
 from edgecv.preprocess import Preprocess
@@ -17,17 +18,29 @@ EXAMPLE = "edgecv train digits --out runs/digits --option width=0.5 --option ste
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="'digits', 'cifar10:PATH', or a folder with one sub-folder of images per class")
     parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="fields of edgecv.TrainConfig, such as epochs=16"
+        "data",
+        help="'digits', 'cifar10:PATH', or a folder with one sub-folder of images per class; for a tracker a folder of "
+        "sequences, as GOT-10k, OTB, VOT or LaSOT have them, or 'synthetic:COUNT'",
     )
-    parser.add_argument("--model", default="mobilenet_v2", help="an architecture that edgecv models lists")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="fields of edgecv.TrainConfig, such as epochs=16; for a tracker also pairs.NAME of PairConfig",
+    )
+    parser.add_argument(
+        "--model",
+        help="an architecture that edgecv models lists (default: mobilenet_v2), or a tracker, such as nanotrack_v2",
+    )
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the architecture"
     )
     parser.add_argument("--weights", help="weights to start from: a file, or 'imagenet'")
     parser.add_argument(
-        "--recipe", help="digits, cifar10, photos or a .json file: settings and preprocessing (default: by the data)"
+        "--recipe",
+        help="digits, cifar10, photos, for a tracker siamfc, siamrpn_mobile, nanotrack_v1 or nanotrack_v2, or a .json "
+        "file: settings and preprocessing (default: by the data)",
     )
     parser.add_argument("--size", type=int, help="image side in pixels (default: the recipe's)")
     parser.add_argument("--teacher", type=Path, help="a checkpoint whose answers the network learns too")
@@ -37,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if is_tracker_recipe(args.recipe, args.model):
+        return train_tracker(args)
+    args.model = args.model or "mobilenet_v2"
     train_data, val_data = _data(args)
     options = key_values(args.option, "model options")
     if "num_classes" in options:
@@ -62,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"scores": result.scores, "best_epoch": result.best_epoch, "checkpoint": checkpoint})
         return 0
-    print(f"validation {scores_line(result.scores)}, epoch {result.best_epoch + 1} of {len(result.history)}")
+    scores: Any = result.scores  # of a classifier or an embedding
+    print(f"validation {scores_line(scores)}, epoch {result.best_epoch + 1} of {len(result.history)}")
     print(f"checkpoint: {checkpoint}")
     return 0
 

@@ -26,8 +26,9 @@ from edgecv.training.augment import Augment
 from edgecv.training.metric import ClassBatches
 from edgecv.training.randaugment import RandAugment
 from edgecv.training.ranks import Ranks
+from edgecv.training.tracking_pairs import TrackingPairs
 
-__all__ = ["Data", "batches", "count_of", "labels_of", "targets_of"]
+__all__ = ["Data", "batches", "count_of", "labels_of", "pair_batches", "targets_of"]
 
 
 class Data(Protocol):
@@ -155,6 +156,22 @@ def batches(
             images = augment.apply(images, changes)
             images = randaugment.apply(images, changes) if randaugment else images
         yield images, targets
+
+
+def pair_batches(
+    pairs: TrackingPairs, *, size: int, epoch: int = 0, workers: int = 0, ranks: Ranks | None = None, least: int = 1
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield ``(exemplars, searches), targets`` of an epoch in order: uint8 crops ``[batch, side, side, 3]`` of each.
+
+    Pairs are drawn at random already, so nothing is shuffled; the same epoch gives the same batches, whatever
+    ``workers`` is. ``ranks`` and ``least`` are as for ``batches``.
+    """
+    pairs.set_epoch(epoch)
+    order = torch.Generator().manual_seed(pairs.seed)
+    shares = _Shares(BatchSampler(range(len(pairs)), size, drop_last=False), ranks or Ranks(), least)
+    loader: DataLoader[Any] = DataLoader(pairs, batch_sampler=shares, generator=order, num_workers=workers)  # type: ignore[arg-type]  # indexable
+    for crops, targets in loader:
+        yield tuple(crops), targets
 
 
 def count_of(data: Data) -> int:

@@ -22,11 +22,14 @@ class TrainConfig:
         schedule: ``"cosine"`` falls to 0 on half a cosine (Loshchilov & Hutter, 2016, arXiv:1608.03983); ``"step"``
             falls to a tenth at each of ``milestones``.
         milestones: shares of the whole training.
-        loss: ``"cross_entropy"`` trains a classifier; the others an embedding, on batches drawn by class:
-            ``"triplet"`` (see ``triplet_loss``) or ``"contrastive"`` (see ``contrastive_loss``).
+        loss: ``"cross_entropy"`` trains a classifier; ``"tracking"`` a tracker on ``TrackingPairs``, by the loss of its
+            head; the others an embedding, on batches drawn by class: ``"triplet"`` (see ``triplet_loss``) or
+            ``"contrastive"`` (see ``contrastive_loss``).
         margin: by how much a metric loss wants classes apart, in distances of 0 to 2: 0.2 suits triplets, 1 pairs.
         mining: the triplets a batch is searched for: ``"hard"``, ``"semihard"`` or ``"all"`` (see ``triplet_loss``).
         per_class: images of each class in a batch of a metric loss, which has ``batch_size // per_class`` classes.
+        radius: pixels of the search crop around the target's centre that a SiamFC calls the target.
+        box_weight: of a tracker's loss of boxes, beside that of its scores.
         momentum: of SGD; the first beta of AdamW.
         weight_decay: of weights; biases and norms are left out.
         label_smoothing: probability spread over the wrong classes (Szegedy et al., 2015, arXiv:1512.00567); a metric
@@ -59,10 +62,12 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
-    loss: Literal["cross_entropy", "triplet", "contrastive"] = "cross_entropy"
+    loss: Literal["cross_entropy", "triplet", "contrastive", "tracking"] = "cross_entropy"
     margin: float = 0.2
     mining: Literal["hard", "semihard", "all"] = "semihard"
     per_class: int = 4
+    radius: float = 16.0
+    box_weight: float = 1.0
     label_smoothing: float = 0.1
     ema_decay: float = 0.99
     clip_norm: float = 0.0
@@ -90,6 +95,8 @@ class TrainConfig:
         _between("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         _between("margin", self.margin, 0, 2)
         _between("per_class", self.per_class, 2, 1_000_000)
+        _between("radius", self.radius, 0, 1024)
+        _between("box_weight", self.box_weight, 0, 1e6)
         _between("label_smoothing", self.label_smoothing, 0, 1)
         _between("ema_decay", self.ema_decay, 0, 1)
         _between("clip_norm", self.clip_norm, 0, 1e9)
@@ -107,11 +114,13 @@ class TrainConfig:
             raise InputError(f"optimizer is 'adamw' or 'sgd', got {self.optimizer!r}")
         if self.schedule not in ("cosine", "step"):
             raise InputError(f"schedule is 'cosine' or 'step', got {self.schedule!r}")
-        if self.loss not in ("cross_entropy", "triplet", "contrastive"):
-            raise InputError(f"loss is 'cross_entropy', 'triplet' or 'contrastive', got {self.loss!r}")
+        if self.loss not in ("cross_entropy", "triplet", "contrastive", "tracking"):
+            raise InputError(f"loss is 'cross_entropy', 'triplet', 'contrastive' or 'tracking', got {self.loss!r}")
         if self.mining not in ("hard", "semihard", "all"):
             raise InputError(f"mining is 'hard', 'semihard' or 'all', got {self.mining!r}")
-        if self.loss != "cross_entropy":
+        if self.loss == "tracking":
+            _check_tracking(self)
+        elif self.loss != "cross_entropy":
             _check_metric(self)
         preset(self.augment)
 
@@ -135,6 +144,11 @@ def _check_metric(config: TrainConfig) -> None:
     if config.mixup or config.cutmix:
         got = f"mixup {config.mixup} and cutmix {config.cutmix}"
         raise InputError(f"a metric loss needs images of one class each: set mixup and cutmix to 0, got {got}")
+
+
+def _check_tracking(config: TrainConfig) -> None:
+    if config.mixup or config.cutmix or config.randaugment or config.augment != "none":
+        raise InputError("a tracker's pairs bring their own augmentation: set augment to 'none', the others to 0")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

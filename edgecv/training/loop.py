@@ -17,6 +17,7 @@ from edgecv.errors import InputError, one_line
 from edgecv.manifest import Accuracy
 from edgecv.models.checkpoint import save_checkpoint
 from edgecv.models.recipe import recipe_of
+from edgecv.models.siamese import Siamese
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
 from edgecv.training.batches import Data, count_of, labels_of
@@ -24,8 +25,10 @@ from edgecv.training.config import TrainConfig
 from edgecv.training.objective import objective_of
 from edgecv.training.ranks import Ranks, joined
 from edgecv.training.run import EpochRecord, RunFolder
+from edgecv.training.tracking_objective import check_tracking
+from edgecv.training.tracking_pairs import TrackingPairs
 from edgecv.training.trainer import Trainer, to_layout
-from edgecv.verification import EmbeddingScores
+from edgecv.training.validation import PairScores, Scores
 
 __all__ = ["TrainResult", "train"]
 
@@ -34,11 +37,12 @@ __all__ = ["TrainResult", "train"]
 class TrainResult:
     """What training gave: the network of the best epoch (in eval mode, on the CPU) and how it got there.
 
-    ``scores`` are an ``Accuracy`` of a classifier, ``EmbeddingScores`` of an embedding, on the validation data.
+    ``scores`` are an ``Accuracy`` of a classifier, ``EmbeddingScores`` of an embedding, ``PairScores`` of a tracker, on
+    the validation data.
     """
 
     network: nn.Module
-    scores: Accuracy | EmbeddingScores
+    scores: Scores
     best_epoch: int
     history: tuple[EpochRecord, ...]
 
@@ -47,10 +51,11 @@ class TrainResult:
         """The ``scores`` of a classifier.
 
         Raises:
-            InputError: an embedding was trained.
+            InputError: an embedding or a tracker was trained.
         """
-        if isinstance(self.scores, EmbeddingScores):
-            raise InputError("an embedding has no accuracy; its verification figures are in .scores")
+        if not isinstance(self.scores, Accuracy):
+            trained = "a tracker" if isinstance(self.scores, PairScores) else "an embedding"
+            raise InputError(f"{trained} has no accuracy; its figures are in .scores")
         return self.scores
 
 
@@ -73,8 +78,9 @@ def train(
 
     Args:
         network: float images ``[batch, 3, height, width]`` in; logits ``[batch, classes]`` out, or embeddings
-            ``[batch, dims]`` for the losses of metric learning.
-        train_data, val_data: see ``Data``; ``preprocess`` brings their images to the network's size.
+            ``[batch, dims]`` for the losses of metric learning; or a tracker of ``edgecv.models.siamese``.
+        train_data, val_data: see ``Data``; ``preprocess`` brings their images to the network's size. A tracker's are
+            ``TrackingPairs``, and ``preprocess`` is its own.
         teacher: a trained network that takes the same normalized images and gives as many logits; ``network`` learns
             its answers too (``config.distill_weight``).
         out: a folder for the history, the best checkpoint and the state. Calling again with the same folder and the
@@ -88,12 +94,13 @@ def train(
     sizes = count_of(train_data), count_of(val_data)
     if 0 in sizes:
         raise InputError(f"training needs images, got {sizes[0]} to train on and {sizes[1]} to validate")
+    check_tracking(network, (train_data, val_data), config, preprocess)
     settings = {**_settings(network, train_data, val_data, config, preprocess), "teacher": _named(teacher)}
     device = _device(config.device)
     with joined(device) as ranks, torch.random.fork_rng(), _deterministic(config.deterministic):
         run = _open_run(out, settings, ranks)
         taught = _on(teacher, device, config) if teacher is not None else None
-        objective = objective_of(config, taught, ranks)
+        objective = objective_of(config, network, taught, ranks)
         trainer = Trainer(network, (train_data, val_data), config, preprocess, objective, device, ranks)
         if run and (state := run.load(device)):
             trainer.restore(state)
@@ -124,7 +131,9 @@ def _save(run: RunFolder, trainer: Trainer, preprocess: Preprocess, labels: tupl
     if network is not None and recipe_of(network):
         scores = trainer.best.scores
         accuracy = scores if isinstance(scores, Accuracy) else None
-        save_checkpoint(network, run.best, preprocess=preprocess, labels=labels, accuracy=accuracy)
+        # A tracker says itself how its crops are normalized.
+        known = None if isinstance(network, Siamese) else preprocess
+        save_checkpoint(network, run.best, preprocess=known, labels=labels, accuracy=accuracy)
     run.save(trainer.state(), trainer.history)
 
 
@@ -159,7 +168,9 @@ def _settings(
     network: nn.Module, train_data: Data, val_data: Data, config: TrainConfig, preprocess: Preprocess
 ) -> dict[str, Any]:
     """What makes two runs the same run."""
+    pairs = [data.describe() for data in (train_data, val_data) if isinstance(data, TrackingPairs)]
     return {
+        **({"pairs": pairs} if pairs else {}),
         "network": _named(network),
         "config": config,
         "preprocess": preprocess,

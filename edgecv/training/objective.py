@@ -1,10 +1,9 @@
-"""What training makes small and validation makes large: for classifiers, and for embeddings."""
+"""What training makes small and validation makes large: for classifiers, embeddings and trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,43 +14,27 @@ from torch.nn import functional
 from edgecv.errors import InputError
 from edgecv.evaluation import wilson_interval
 from edgecv.manifest import Accuracy
+from edgecv.models.siamese import Siamese
 from edgecv.training.config import TrainConfig
 from edgecv.training.metric import contrastive_loss, triplet_loss
 from edgecv.training.ranks import Ranks
-from edgecv.verification import EmbeddingScores, score_embeddings
+from edgecv.training.tracking_objective import Tracking
+from edgecv.training.validation import Batches, Objective, Validation
+from edgecv.verification import score_embeddings
 
-__all__ = ["Classification", "Metric", "Objective", "Validation", "distillation_loss", "objective_of"]
+__all__ = ["Classification", "Metric", "distillation_loss", "objective_of"]
 
 MOST = 4000  # validation images whose pairs are scored: they grow with the square
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """How good a network is: ``score`` from 0 to 1 is what the best epoch is chosen by."""
-
-    loss: float
-    score: float
-    scores: Accuracy | EmbeddingScores
-
-
-class Objective(Protocol):
-    """A loss to train with, and a score to choose the best epoch by."""
-
-    def loss(self, outputs: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of this process's share of a batch, whose mean over the processes is the joint batch's."""
-
-    def validate(self, network: nn.Module, batches: Batches) -> Validation:
-        """Score ``network`` on this process's share of the validation data, ready to run, joined with the others'."""
-
-
-def objective_of(config: TrainConfig, teacher: nn.Module | None, ranks: Ranks) -> Objective:
-    """The objective that ``config.loss`` names."""
+def objective_of(config: TrainConfig, network: nn.Module, teacher: nn.Module | None, ranks: Ranks) -> Objective:
+    """The objective that ``config.loss`` names, for ``network``."""
     if config.loss == "cross_entropy":
         return Classification(config, teacher, ranks)
     if teacher is not None:
-        raise InputError(f"a teacher gives logits to follow; the loss {config.loss!r} compares embeddings")
+        raise InputError(f"a teacher gives logits to follow; the loss {config.loss!r} has none")
+    if isinstance(network, Siamese):
+        return Tracking(config, network.settings, ranks)
     return Metric(config, ranks)
 
 

@@ -24,7 +24,9 @@ BROKEN = (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, z
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One line of ``history.csv``; ``val_score`` is the top-1 of a classifier, the ROC-AUC of an embedding."""
+    """One line of ``history.csv``; ``val_score`` is the top-1 of a classifier, the ROC-AUC of an embedding,
+    the success of a tracker on pairs.
+    """
 
     epoch: int
     learning_rate: float

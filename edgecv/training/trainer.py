@@ -20,17 +20,17 @@ from edgecv.manifest import Accuracy
 from edgecv.models.framed import Framed
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress
-from edgecv.schema import decode, encode
+from edgecv.schema import encode
 from edgecv.training.augment import preset
-from edgecv.training.batches import Data, batches, count_of, targets_of
+from edgecv.training.batches import Data, batches, count_of, pair_batches, targets_of
 from edgecv.training.config import TrainConfig, learning_rate
 from edgecv.training.metric import ClassBatches
 from edgecv.training.mixing import mix
-from edgecv.training.objective import Objective, Validation
 from edgecv.training.randaugment import RandAugment
 from edgecv.training.ranks import Ranks
 from edgecv.training.run import EpochRecord
-from edgecv.verification import EmbeddingScores
+from edgecv.training.tracking_pairs import TrackingPairs
+from edgecv.training.validation import Images, Objective, Validation, decode_scores
 
 __all__ = ["Trainer", "to_layout"]
 
@@ -126,8 +126,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         best = state["best"]
-        kind: type[Accuracy | EmbeddingScores] = EmbeddingScores if "roc_auc" in best["scores"] else Accuracy
-        self.best = Validation(best["loss"], best["score"], decode(kind, best["scores"], "state"))
+        self.best = Validation(best["loss"], best["score"], decode_scores(best["scores"]))
         self._best_weights = state["best_weights"]
         self.history = [EpochRecord(**record) for record in state["history"]]
 
@@ -152,15 +151,22 @@ class Trainer:
             step = epoch * self._steps + index
             images, targets = self._mixed(self._ready(images), targets, mixing)
             loss = self._step(
-                step, images, targets, len(images) / self._mean_share(index) if self._ranks.count > 1 else 1.0
+                step, images, targets, len(targets) / self._mean_share(index) if self._ranks.count > 1 else 1.0
             )
-            total, seen = total + loss * len(images), seen + len(images)
+            total, seen = total + loss * len(targets), seen + len(targets)
             progress("train", min(step, (epoch + 1) * self._steps - 1) + 1, self._config.epochs * self._steps)
         total, seen = self._ranks.total(total, seen)
         return total / seen
 
-    def _training(self, epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _training(self, epoch: int, seed: int) -> Iterator[tuple[Images, Tensor]]:
         """This process's shares of an epoch's batches; of a stream that is shared, as many as every other's."""
+        least = 2 * self._ranks.count  # batch norm has no statistics of a single image
+        if isinstance(self._train_data, TrackingPairs):
+            workers, ranks = self._config.workers, self._ranks
+            yield from pair_batches(
+                self._train_data, size=self._joint, epoch=epoch, workers=workers, ranks=ranks, least=least
+            )
+            return
         loader = functools.partial(
             batches,
             self._train_data,
@@ -174,7 +180,7 @@ class Trainer:
             sampler=self._sampler,
             workers=self._config.workers,
             ranks=self._ranks,
-            least=2 * self._ranks.count,  # batch norm has no statistics of a single image
+            least=least,
         )
         if not self._shares_stream():
             yield from loader()
@@ -188,11 +194,12 @@ class Trainer:
             return self._joint / self._ranks.count
         return min(self._joint, count_of(self._train_data) - index * self._joint) / self._ranks.count
 
-    def _step(self, step: int, images: Tensor, targets: Tensor, weight: float) -> float:
+    def _step(self, step: int, images: Images, targets: Tensor, weight: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, self._steps, self._config)
         with torch.autocast(self._device.type, enabled=self._amp):
-            loss = self._objective.loss(self._forward(images), images, targets)
+            outputs = self._forward(*images) if isinstance(images, tuple) else self._forward(images)
+            loss = self._objective.loss(outputs, images, targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(f"training diverged at step {step}: the loss is {value}; lower learning_rate")
@@ -207,22 +214,29 @@ class Trainer:
             self._average.update_parameters(self._network)
         return value
 
-    def _mixed(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _mixed(self, images: Images, targets: Tensor, generator: torch.Generator) -> tuple[Images, Tensor]:
         """Mixup and cutmix, where they are on: the targets become shares of classes."""
         mixup, cutmix = self._config.mixup, self._config.cutmix
-        if not mixup and not cutmix:
+        if isinstance(images, tuple) or not (mixup or cutmix):
             return images, targets
         if self._classes == 0:
             with torch.no_grad():
                 self._classes = copy.deepcopy(self._network).eval()(images[:1]).shape[1]
         return mix(images, targets, classes=self._classes, mixup=mixup, cutmix=cutmix, generator=generator)
 
-    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _validation(self) -> Iterator[tuple[Images, Tensor]]:
+        if isinstance(self._val_data, TrackingPairs):
+            for crops, targets in pair_batches(self._val_data, size=self._joint, ranks=self._ranks):
+                yield self._ready(crops), targets
+            return
         for images, targets in batches(self._val_data, self._preprocess, size=self._joint, ranks=self._ranks):
             yield self._ready(images), targets
 
-    def _ready(self, images: Tensor) -> Tensor:
+    def _ready(self, images: Images) -> Images:
         """Images as the network takes them: on its device, normalized, in its memory layout."""
+        return tuple(map(self._placed, images)) if isinstance(images, tuple) else self._placed(images)
+
+    def _placed(self, images: Tensor) -> Tensor:
         images = images.to(self._device)
         ready = images if images.is_floating_point() else self._framed.normalize(images)
         return ready.contiguous(memory_format=self._layout)
@@ -245,7 +259,7 @@ def to_layout(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 def _sampler(data: Data, config: TrainConfig) -> ClassBatches | None:
-    if config.loss == "cross_entropy":
+    if config.loss in ("cross_entropy", "tracking"):
         return None
     if isinstance(data, IterableDataset):
         raise InputError(f"the loss {config.loss!r} draws batches by class, which a stream cannot give")

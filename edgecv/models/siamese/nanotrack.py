@@ -6,16 +6,18 @@ The layers are those of the weights and graphs published in HonglinChu/SiamTrack
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgecv.errors import InputError
 from edgecv.models.layers import Padding, check_width, conv, divisible, initialize
 from edgecv.models.mobilenet_v3 import SMALL, Row, hardswish, relu
 from edgecv.models.siamese.branches import Siamese
+from edgecv.models.siamese.variants import sibling
 from edgecv.pipelines.tracking.confidence import Confidence
 from edgecv.pipelines.tracking.settings import TrackerSettings
 from edgecv.preprocess import Preprocess
@@ -27,11 +29,16 @@ STAGES = 8  # blocks of MobileNetV3-small that are kept: 48 channels at stride 1
 STRIDE = 16
 
 
-class Tower(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tower:
     """One branch of the head: its channels, and the kernel of each depthwise-separable layer."""
 
     channels: int
     kernels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or not self.kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
+            raise InputError(f"a tower has 1 channel or more and odd kernels, got {self.channels} and {self.kernels}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Variant:
     width: float = 1.0
     search: int = 255
     exemplar: int = 127
-    published: Mapping[str, str] | None = None
+    published: dict[str, str] | None = None
 
 
 # Layers as in the published graphs; penalty, window and rate as in the published configuration of each version. The
@@ -103,14 +110,14 @@ V2 = Variant(
 )
 
 
-def nanotrack_v1() -> NanoTrack:
+def nanotrack_v1(**options: Any) -> NanoTrack:
     """NanoTrack v1: one shared correlation, towers of 3 and 4 layers."""
-    return NanoTrack(V1)
+    return NanoTrack(sibling(V1, options))
 
 
-def nanotrack_v2() -> NanoTrack:
+def nanotrack_v2(**options: Any) -> NanoTrack:
     """NanoTrack v2: a correlation for each branch, towers of 6 layers."""
-    return NanoTrack(V2)
+    return NanoTrack(sibling(V2, options))
 
 
 class NanoTrack(Siamese):

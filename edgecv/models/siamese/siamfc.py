@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from edgecv.errors import InputError
-from edgecv.models.layers import initialize
+from edgecv.models.layers import check_width, initialize
 from edgecv.models.siamese.branches import Siamese
 from edgecv.models.siamese.correlation import correlate
 from edgecv.models.siamese.mobilenet import MobileNetFeatures
+from edgecv.models.siamese.variants import sibling
 from edgecv.pipelines.tracking.settings import TrackerSettings
 from edgecv.plugins import unknown
 from edgecv.preprocess import Preprocess
@@ -38,6 +40,7 @@ class Variant:
         channels: of the features that are correlated.
         search, exemplar: sides of the crops.
         scales: how many sizes of the target a tracker tries on every frame.
+        penalty, window, rate: how the tracker weighs candidates, as ``TrackerSettings`` has them; the paper's.
     """
 
     backbone: str
@@ -46,36 +49,44 @@ class Variant:
     search: int = 255
     exemplar: int = 127
     scales: int = 3
+    penalty: float = 0.9745
+    window: float = 0.176
+    rate: float = 0.59
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise InputError(unknown("backbone", self.backbone, BACKBONES))
+        check_width(self.width)
+        if self.channels < 2 or self.channels % 2:
+            raise InputError(f"channels is an even number from 2, got {self.channels}")
 
 
 ALEXNET = Variant("alexnet")
 MOBILENET = Variant("mobilenet_v2", channels=128)
 
 
-def siamfc_alexnet() -> SiamFC:
+def siamfc_alexnet(**options: Any) -> SiamFC:
     """SiamFC as in the paper, but for the search at 3 scales instead of 5 (the authors' SiamFC-3s)."""
-    return SiamFC(ALEXNET)
+    return SiamFC(sibling(ALEXNET, options))
 
 
-def siamfc_mobilenet() -> SiamFC:
+def siamfc_mobilenet(**options: Any) -> SiamFC:
     """SiamFC on the first stages of MobileNetV2."""
-    return SiamFC(MOBILENET)
+    return SiamFC(sibling(MOBILENET, options))
 
 
 class SiamFC(Siamese):
-    """Exemplar and search crop to one response per place of the exemplar. The tracker's constants are the paper's."""
+    """Exemplar and search crop to one response per place of the exemplar."""
 
     def __init__(self, variant: Variant) -> None:
-        if variant.backbone not in BACKBONES:
-            raise InputError(unknown("backbone", variant.backbone, BACKBONES))
         settings = TrackerSettings(
             head="peak",
             exemplar=variant.exemplar,
             search=variant.search,
             stride=8,
-            penalty=0.9745,
-            window=0.176,
-            rate=0.59,
+            penalty=variant.penalty,
+            window=variant.window,
+            rate=variant.rate,
             scales=variant.scales,
             step=1.0375,
         )
@@ -107,7 +118,7 @@ class AlexNet(nn.Sequential):
         inputs = 3
         for index, (kernel, stride, channels, groups, pooled) in enumerate(LAYERS):
             last = index == len(LAYERS) - 1
-            outputs = variant.channels if last else int(channels * variant.width) // 2 * 2
+            outputs = variant.channels if last else max(2, int(channels * variant.width) // 2 * 2)
             convolution = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=last)
             after = [] if last else [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
             layers.append(nn.Sequential(convolution, *after, *([nn.MaxPool2d(3, 2)] if pooled else [])))

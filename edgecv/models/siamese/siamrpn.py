@@ -7,13 +7,16 @@ arXiv:1812.11703).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from edgecv.models.layers import Padding, conv, conv_bn, initialize
+from edgecv.errors import InputError
+from edgecv.models.layers import Padding, check_width, conv, conv_bn, initialize
 from edgecv.models.siamese.branches import Siamese
 from edgecv.models.siamese.correlation import correlate_channels
 from edgecv.models.siamese.mobilenet import MobileNetFeatures
+from edgecv.models.siamese.variants import sibling
 from edgecv.pipelines.tracking.settings import TrackerSettings
 from edgecv.preprocess import Preprocess
 
@@ -43,13 +46,19 @@ class Variant:
     search: int = 255
     exemplar: int = 127
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ratios", tuple(self.ratios))
+        check_width(self.width)
+        if self.channels < 1 or self.hidden < 0:
+            raise InputError(f"channels is 1 or more, hidden 0 or more, got {self.channels} and {self.hidden}")
+
 
 MOBILE = Variant()
 
 
-def siamrpn_mobile() -> SiamRPN:
+def siamrpn_mobile(**options: Any) -> SiamRPN:
     """SiamRPN with five anchors a cell."""
-    return SiamRPN(MOBILE)
+    return SiamRPN(sibling(MOBILE, options))
 
 
 class SiamRPN(Siamese):

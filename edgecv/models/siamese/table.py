@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from edgecv.errors import InputError
+from edgecv.models.recipe import TRACKERS, Recipe
 from edgecv.models.siamese.branches import Siamese
-from edgecv.plugins import Table
+from edgecv.plugins import unknown
 
 __all__ = ["TRACKERS", "create_tracker"]
 
-TRACKERS = Table(
-    kind="tracker",
-    group="edgecv.trackers",
-    builtin={
-        "nanotrack_v1": "edgecv.models.siamese.nanotrack:nanotrack_v1",
-        "nanotrack_v2": "edgecv.models.siamese.nanotrack:nanotrack_v2",
-        "siamfc_alexnet": "edgecv.models.siamese.siamfc:siamfc_alexnet",
-        "siamfc_mobilenet": "edgecv.models.siamese.siamfc:siamfc_mobilenet",
-        "siamrpn_mobile": "edgecv.models.siamese.siamrpn:siamrpn_mobile",
-    },
-)
 
+def create_tracker(name: str, **options: Any) -> Siamese:
+    """Build a tracker network, with fresh weights, from one of ``TRACKERS.names()``.
 
-def create_tracker(name: str) -> Siamese:
-    """Build a tracker network, with fresh weights, from one of ``TRACKERS.names()``."""
-    network: Siamese = TRACKERS.load(name)()
+    As ``edgecv.models.create``, but nothing except a tracker; ``options`` are fields of its family's ``Variant``.
+
+    Raises:
+        InputError: there is no such tracker or option, or an option's value is out of range.
+    """
+    if name not in TRACKERS.names():
+        raise InputError(unknown("tracker", name, TRACKERS.names()))
+    network = Recipe(name, options).build()
+    if not isinstance(network, Siamese):
+        raise InputError(f"tracker {name!r} is a {type(network).__name__}; a subclass of Siamese was expected")
     return network
