@@ -1,8 +1,8 @@
 """What quantization does to accuracy and to speed, with real weights on real images.
 
-    EDGECV_DATA=… python benchmarks/compression.py accuracy|speed|qat [--networks NAME …] [--epochs N] [--folder runs]
+    EDGECV_DATA=… python benchmarks/compression.py PART [--networks NAME …] [--epochs N] [--folder runs]
 
-Writes its part of benchmarks/results/compression.json.
+PART is accuracy, speed, together or qat; each writes its part of benchmarks/results/compression.json.
 
 accuracy: 100 of 500 photos calibrate, spread evenly; the other 400 are scored: in float, fake-quantized in PyTorch, as
 the cpu layout under exact arithmetic (ONNX Runtime without optimizations), on ONNX Runtime and on OpenVINO as they run
@@ -13,6 +13,9 @@ one of the two gets right, with McNemar's exact probability that chance alone do
 speed: int8 against float, one image of 224 pixels, one thread, in turns in one process; medians and their ratio.
 ResNets have random weights there: their speed does not depend on them.
 
+together: a network, pruned to half its multiply-accumulates, quantized, and both, timed in turns as above; the share is
+the speed-up of both over the product of the two.
+
 qat: CIFAR-10 networks with published weights, quantized, then trained on 25,000 JPEG copies of the training images;
 top-1 on 5,000 test images before and after.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import math
 import os
@@ -62,6 +66,8 @@ WEIGHTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CIFAR_WEIGHTS = {"resnet20": "cifar_resnet/resnet20-12fca82f.th", "resnet56": "cifar_resnet/resnet56-4bfd9763.th"}
 FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
+CASES: dict[str, tuple[str, ...]] = {"accuracy": tuple(WEIGHTS), "speed": FAST, "together": FAST[:3]}
+BACKENDS = ("onnxruntime", "openvino")
 ROUNDS = 120
 
 
@@ -150,28 +156,60 @@ def timed(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str,
     return {name: statistics.median(taken[3:]) for name, taken in times.items()}
 
 
+def write_int8(network: torch.nn.Module, calibration: list[Any], path: Path) -> Path:
+    """A network quantized, in the layout that CPUs run."""
+    quantized = edgecv.quantize(network, calibration, edgecv.QuantizeConfig(adaround=0), preprocess=FRAMES)
+    onnx_from_torch(quantized, path, FRAMES)
+    onnx.save(cpu_layout(onnx.load(str(path))), str(path))
+    return path
+
+
+def in_turns(paths: dict[str, Path], backend: str, frame: Any) -> dict[str, float]:
+    """The median milliseconds of each file for one image, on one thread, all in turns."""
+    image = {"image": frame[None]}
+    sessions = {key: session_class(backend).open(path, SessionOptions(threads=1)) for key, path in paths.items()}
+    taken = timed({key: functools.partial(session.run, image) for key, session in sessions.items()})
+    for session in sessions.values():
+        session.close()
+    return taken
+
+
 def measure_speed(name: str, data: Path, calibration: list[Any], folder: Path) -> dict[str, Any]:
     network = create(name, data)
-    quantized = edgecv.quantize(network, calibration, edgecv.QuantizeConfig(adaround=0), preprocess=FRAMES)
-    paths = {"float": folder / f"{name}.onnx", "int8": folder / f"{name}-int8.onnx"}
-    for path, item in zip(paths.values(), (network, quantized), strict=True):
-        onnx_from_torch(item, path, FRAMES)
-    onnx.save(cpu_layout(onnx.load(str(paths["int8"]))), str(paths["int8"]))
-    image = {"image": calibration[0][None]}
+    paths = {
+        "float": onnx_from_torch(network, folder / f"{name}.onnx", FRAMES),
+        "int8": write_int8(network, calibration, folder / f"{name}-int8.onnx"),
+    }
     result: dict[str, Any] = {}
-    for backend in ("onnxruntime", "openvino"):
-        sessions = {key: session_class(backend).open(path, SessionOptions(threads=1)) for key, path in paths.items()}
-        runs: dict[str, Callable[[], Any]] = {
-            key: (lambda session=session: session.run(image))
-            for key, session in sessions.items()  # type: ignore[misc]
-        }
-        taken = timed(runs)
-        for session in sessions.values():
-            session.close()
+    for backend in BACKENDS:
+        taken = in_turns(paths, backend, calibration[0])
         result[backend] = {**{f"{key}_ms": round(value, 3) for key, value in taken.items()},
                            "ratio": round(taken["float"] / taken["int8"], 3)}  # fmt: skip
     result["mb"] = {key: round(path.stat().st_size / 1e6, 3) for key, path in paths.items()}
     print(name, {key: item.get("ratio") for key, item in result.items()}, flush=True)
+    return result
+
+
+def measure_together(name: str, data: Path, calibration: list[Any], folder: Path) -> dict[str, Any]:
+    network = create(name, data)
+    pruned = edgecv.prune(network, config=edgecv.PruneConfig(macs_ratio=0.5, scope="uniform")).eval()
+    paths = {
+        "float": onnx_from_torch(network, folder / f"{name}.onnx", FRAMES),
+        "pruned": onnx_from_torch(pruned, folder / f"{name}-pruned.onnx", FRAMES),
+        "int8": write_int8(network, calibration, folder / f"{name}-int8.onnx"),
+        "both": write_int8(pruned, calibration, folder / f"{name}-both.onnx"),
+    }
+    result: dict[str, Any] = {}
+    for backend in BACKENDS:
+        taken = in_turns(paths, backend, calibration[0])
+        speed_up = {key: taken["float"] / value for key, value in taken.items() if key != "float"}
+        result[backend] = {
+            "ms": {key: round(value, 3) for key, value in taken.items()},
+            "speed_up": {key: round(value, 3) for key, value in speed_up.items()},
+            "share": round(speed_up["both"] / (speed_up["pruned"] * speed_up["int8"]), 3),
+        }
+        print(name, backend, result[backend]["speed_up"], "share", result[backend]["share"], flush=True)
+    result["mb"] = {key: round(path.stat().st_size / 1e6, 3) for key, path in paths.items()}
     return result
 
 
@@ -240,7 +278,7 @@ def keep(part: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("accuracy", "speed", "qat"))
+    parser.add_argument("part", choices=("accuracy", "speed", "together", "qat"))
     parser.add_argument("--networks", nargs="+")
     parser.add_argument("--epochs", type=int, default=3, help="of qat")
     parser.add_argument("--folder", type=Path, help="of qat: where runs are kept, to go on with")
@@ -252,9 +290,11 @@ def main() -> None:
         return
     frames, targets = photos(data)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in args.networks or (WEIGHTS if args.part == "accuracy" else FAST):
+        for name in args.networks or CASES[args.part]:
             if args.part == "accuracy":
                 keep("accuracy", {name: measure_accuracy(name, data, frames, targets, Path(scratch))})
+            elif args.part == "together":
+                keep("together", {name: measure_together(name, data, frames[:400:8], Path(scratch))})
             else:
                 keep("speed", {name: measure_speed(name, data, frames[:400:8], Path(scratch))})
 

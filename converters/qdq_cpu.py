@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from edgecv.converters.qdq_frames import normalize_rows
+from edgecv.converters.qdq_frames import normalize_rows, read_bytes
 from edgecv.converters.qdq_graph import DEQUANTIZE, QdqGraph
 from edgecv.converters.qdq_layouts import clean_for_cpu
 from edgecv.converters.qdq_passes import int32_biases
@@ -21,13 +21,14 @@ LARGEST = 2**31 - 1
 def cpu_layout(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the ``cpu`` layout of a quantized graph: cleaned, float layers kept so, biases as integers.
 
-    Frames are normalized row by row. Biases of quantized layers are in steps of the accumulators: ONNX Runtime's matrix
-    products are fused only so. Layers that can saturate on a CPU without VNNI are named in the metadata, see
-    ``mark_saturation``.
+    Frames are read as the bytes they are, or else normalized row by row. Biases of quantized layers are in steps of the
+    accumulators: ONNX Runtime's matrix products are fused only so. Layers that can saturate on a CPU without VNNI are
+    named in the metadata, see ``mark_saturation``.
     """
     graph = QdqGraph(clean_for_cpu(model))
     int32_biases(graph)
     shield_float_layers(graph)
+    read_bytes(graph)
     normalize_rows(graph)
     return mark_saturation(graph.finished())
 

@@ -64,6 +64,7 @@ def test_both_go_into_one_bundle(checkpoint: Path, tmp_path: Path, capsys: Any) 
     [
         (["--out", "x.onnx"], "--out is a .safetensors file"),
         (["--out", "x.safetensors", "--max-drop", "1"], "--max-drop is measured on --data"),
+        (["--out", "x.safetensors", "--fast-on", "onnxruntime"], "--fast-on goes with --max-drop"),
         (["epochs=2", "--out", "x.safetensors"], "are for --qat DATA"),
         (["--out", "x.safetensors", "--keep-float", "nothing"], "unknown layer 'nothing'"),
     ],

@@ -36,7 +36,7 @@ from edgecv.compression.placement import (  # noqa: E402
 from edgecv.compression.ptq import calibrate, correct  # noqa: E402
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer  # noqa: E402
 from edgecv.compression.ranges import METHODS, activation_range, weight_scale  # noqa: E402
-from edgecv.compression.sensitivity import harms  # noqa: E402
+from edgecv.compression.sensitivity import Harm, costliest, harms  # noqa: E402
 from edgecv.converters.onnx_from_torch import onnx_from_torch  # noqa: E402
 from edgecv.data import ArraySamples  # noqa: E402
 from edgecv.runtimes.pt import TorchSession  # noqa: E402
@@ -423,6 +423,31 @@ def test_the_worst_layers_stay_float_until_the_drop_is_small(block: nn.Module) -
         quantize(block, _batches(), QuantizeConfig(max_drop=0.0), score=lambda item: float(item is block))
     with pytest.raises(InputError, match="needs score="):
         quantize(block, _batches(), QuantizeConfig(max_drop=0.0))
+
+
+def test_of_layers_that_do_as_much_harm_those_that_int8_makes_faster_stay_integers() -> None:
+    found = [Harm("a", 10.0, None), Harm("b", 20.0, None), Harm("c", 20.0, None), Harm("d", 40.0, None)]
+    assert costliest(found)[0] == "a"
+    assert costliest(found, {"a": 0.1, "b": 0.001, "c": 1.0, "d": -0.1}) == ["d", "b", "a", "c"]
+    with pytest.raises(InputError, match="'b' has none"):
+        costliest(found, {"a": 1.0})
+
+
+def test_what_a_layer_gains_is_asked_of_the_quantized_network_and_decides(block: nn.Module) -> None:
+    images, asked = _batches(1, seed=3)[0], []
+
+    def gains(network: nn.Module) -> dict[str, float]:
+        asked.append(network)
+        return {name: 0.0 if name == "left" else 1.0 for name in quantized_layers(network)}
+
+    def score(network: nn.Module) -> float:
+        with torch.no_grad():
+            network(images)
+        return 1.0 if network is block or "left" not in quantized_layers(network) else 0.0
+
+    graph = quantize(block, _batches(), QuantizeConfig(max_drop=0.0, adaround=0), score=score, gains=gains)
+    assert len(asked) == 1
+    assert set(quantized_layers(asked[0])) - set(quantized_layers(graph)) == {"left"}
 
 
 def test_quantization_aware_training_in_one_call(tmp_path: Path) -> None:

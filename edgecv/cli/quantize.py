@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop", type=float, metavar="POINTS", help="top-1 points of --data that may be lost, in percent"
     )
     how.add_argument(
+        "--fast-on",
+        metavar="BACKEND",
+        help="with --max-drop: keep those layers in int8 that gain most time on this backend for the harm they do",
+    )
+    how.add_argument(
         "--qat", metavar="DATA", help="train on from there on these labelled images, the float one teaching"
     )
     how.add_argument("--run", type=Path, help="with --qat: the training run's folder; an interrupted run goes on")
@@ -66,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("training settings and --run are for --qat DATA")
     if args.max_drop is not None and not args.data:
         raise InputError("--max-drop is measured on --data: give labelled images")
+    if args.fast_on and args.max_drop is None:
+        raise InputError("--fast-on goes with --max-drop")
     from edgecv.models.checkpoint import read_checkpoint
 
     network, card = read_checkpoint(args.model)
@@ -78,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         train_data, val_data = hold_out(open_samples(args.qat, "train"), every=10) if args.qat else (None, None)
         quantized = edgecv.quantize(
             network, frames, _config(args), preprocess=card.preprocess, score=judge.top1 if data else None,
+            gains=_gains(network, card.preprocess, args.fast_on, report) if args.fast_on else None,
             train_data=train_data, val_data=val_data, out=args.run, progress=report,
         )  # fmt: skip
         scores = [judge.scores(item) for item in (network, quantized)] if data else []
@@ -133,6 +141,13 @@ def _config(args: argparse.Namespace) -> edgecv.QuantizeConfig:
         method="qat" if args.qat else "ptq",
         training=training,
     )
+
+
+def _gains(network: Any, preprocess: Any, backend: str, report: Progress) -> Callable[[Any], dict[str, float]]:
+    """What measures the milliseconds that int8 gains in each layer."""
+    from edgecv.converters.speed_map import speeds
+
+    return lambda quantized: speeds(network, quantized, preprocess, backend, progress=report).gains_ms
 
 
 def _explained(

@@ -16,7 +16,7 @@ WEIGHT = 10.0  # of the term that drives every choice to 0 or 1, in errors of ro
 EXPONENTS = (20.0, 2.0)  # of that term: choices are free at first, then are forced
 FREE_SHARE = 0.2  # of the steps, without that term
 TRAVEL = 10.0  # that a choice may change in all steps together: from one end of the sigmoid to the other and back
-IMAGES = 4  # a step looks at
+IMAGES, OUTPUTS = 4, 1 << 20  # a step looks at so many images, or at fewer whose outputs are large
 
 
 def round_adaptively(
@@ -44,11 +44,12 @@ def round_adaptively(
     choice = torch.logit((rest - STRETCH[0]) / (STRETCH[1] - STRETCH[0])).requires_grad_()
     nearest = product.target(inputs[0], quantizer(weight), bias, *product.args[3:])  # type: ignore[operator]
     unit = ((nearest - wanted[0]) ** 2).mean().clamp(min=1e-12)
+    images = max(1, min(IMAGES, OUTPUTS * len(wanted[0]) // wanted[0].numel()))
     optimizer = torch.optim.Adam([choice], lr=max(1e-2, TRAVEL / steps))
     for step in range(steps):
         picked = int(torch.randint(len(inputs), (), generator=generator))
-        start = int(torch.randint(max(1, len(inputs[picked]) - IMAGES + 1), (), generator=generator))
-        part = slice(start, start + IMAGES)
+        start = int(torch.randint(max(1, len(inputs[picked]) - images + 1), (), generator=generator))
+        part = slice(start, start + images)
         with torch.enable_grad():
             up = _stretched(choice)
             soft = torch.clamp(lower + up, -quantizer.limit, quantizer.limit) * scale

@@ -16,7 +16,7 @@ from edgecv.preprocess import Preprocess
 
 __all__ = ["BATCH", "Calibration", "Inputs", "batches_of"]
 
-BATCH = 16
+BATCH = 4  # larger ones are no faster: their tensors are given back to the system and taken again each time
 Inputs = tuple[Tensor, ...]
 Calibration = Sequence[NDArray[np.uint8]] | Sequence[Inputs] | Sequence[Tensor]
 """Frames: uint8 RGB images of any size, with a ``Preprocess``. Or batches of what the network takes: one tensor each,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,15 +14,17 @@ from torch import fx, nn
 from edgecv.compression.calibration import Calibration, Inputs, batches_of
 from edgecv.compression.capture import capture
 from edgecv.compression.equalization import equalize
+from edgecv.compression.levels import fix_levels, read_levels
 from edgecv.compression.placement import insert_quantizers, is_quantized, layers_of
 from edgecv.compression.ptq import calibrate, correct, fit_biases
 from edgecv.compression.ranges import METHODS, RangeMethod
-from edgecv.compression.sensitivity import harms
+from edgecv.compression.sensitivity import costliest, harms
 from edgecv.errors import InputError
 from edgecv.models.recipe import recipe_of
 from edgecv.plugins import unknown
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
+from edgecv.schema import decode
 from edgecv.training import TrainConfig, train
 from edgecv.training.batches import Data
 
@@ -48,7 +51,8 @@ class QuantizeConfig:
         bias_correction: let each layer's mean output be what it was, see ``correct``.
         adaround: steps of choosing each layer's rounding by its output, see ``round_adaptively``; more do little more,
             0 rounds to the nearest, which is faster.
-        max_drop: how much of ``score`` may be lost; layers that do most harm alone stay float until no more is.
+        max_drop: how much of ``score`` may be lost; layers that do most harm alone stay float until no more is. With
+            ``gains``, those that do most harm for each millisecond that int8 gains in them.
         method: ``"ptq"`` ends with that; ``"qat"`` trains on, see ``training``.
         training: of ``"qat"``: the float network is the teacher, and weights and ranges learn.
         seed: of AdaRound.
@@ -91,6 +95,7 @@ def quantize(
     *,
     preprocess: Preprocess | None = None,
     score: Callable[[nn.Module], float] | None = None,
+    gains: Callable[[nn.Module], Mapping[str, float]] | None = None,
     train_data: Data | None = None,
     val_data: Data | None = None,
     out: str | Path | None = None,
@@ -106,6 +111,9 @@ def quantize(
         calibration: some 100 images like those the network will see, without labels; see ``Calibration``.
         preprocess: what the network was trained with, for calibration on frames and for training.
         score: what ``config.max_drop`` is measured in, such as the top-1 of a network on labelled images.
+        gains: for ``config.max_drop``: from a quantized network to the milliseconds that int8 gains in each layer, as
+            ``edgecv.converters.speed_map.speeds`` measures them. Layers where int8 is no faster are the first to stay
+            float.
         train_data, val_data, out: for ``"qat"``, as ``edgecv.train`` takes them.
 
     Raises:
@@ -124,14 +132,18 @@ def quantize(
     graph = capture(network, shapes)
     if config.equalize:
         equalize(graph)
+    frames = preprocess if preprocess is not None and read_levels(graph, preprocess) else None
     bits = _bits(graph, config)
-    result = _rounded(graph, bits, batches, config, progress)
+    rounded = partial(_rounded, graph, batches=batches, config=config, frames=frames, progress=progress)
+    result = rounded(bits)
     if config.max_drop is not None and score is not None:
         least = score(network) - config.max_drop
-        result, bits = _bounded(graph, result, bits, batches, config, lambda item: score(item) >= least, progress)
+        if not score(result) >= least:
+            order = costliest(harms(result, batches, progress), gains(result) if gains else None)
+            result, bits = _bounded(bits, order, rounded, lambda item: score(item) >= least, config.max_drop)
     recipe = recipe_of(network)
     if recipe is not None:
-        step = recipe.then("quantize", {"shapes": shapes, "bits": bits})
+        step = recipe.then("quantize", {"shapes": shapes, "bits": bits, **_frames_settings(frames)})
         result.edgecv_recipe = step  # type: ignore[assignment]  # a plain attribute: it travels with deepcopy
     if config.method == "qat" and train_data is not None and val_data is not None and preprocess is not None:
         trained = train(
@@ -148,12 +160,15 @@ def _rounded(
     bits: Mapping[str, int],
     batches: Sequence[Inputs],
     config: QuantizeConfig,
+    frames: Preprocess | None,
     progress: Progress,
 ) -> fx.GraphModule:
     """A copy of the captured ``graph`` with calibrated and corrected quantizers."""
     graph = copy.deepcopy(graph)
     insert_quantizers(graph, bits)
     calibrate(graph, batches, config.activation_range, config.weight_range, progress)
+    if frames is not None:
+        fix_levels(graph, frames)
     if config.bias_correction or config.adaround:
         correct(
             graph, batches, biases=config.bias_correction, adaround=config.adaround, seed=config.seed, progress=progress
@@ -163,33 +178,28 @@ def _rounded(
 
 
 def _bounded(
-    graph: fx.GraphModule,
-    result: fx.GraphModule,
     bits: dict[str, int],
-    batches: Sequence[Inputs],
-    config: QuantizeConfig,
+    order: Sequence[str],
+    rounded: Callable[[dict[str, int]], fx.GraphModule],
     good: Callable[[nn.Module], bool],
-    progress: Progress,
+    max_drop: float,
 ) -> tuple[fx.GraphModule, dict[str, int]]:
-    """The network with the fewest float layers, in the order of harm, that is ``good``; found by halving.
+    """The network with the fewest float layers, taken in ``order``, that is ``good``; found by halving.
 
     Raises:
         InputError: not even one quantized layer is.
     """
-    if good(result):
-        return result, bits
-    order = [item.layer for item in harms(result, batches, progress)]
     too_few, enough, best = 0, len(order), None
     while enough - too_few > 1:
         count = (too_few + enough) // 2
         kept = {name: value for name, value in bits.items() if name not in order[:count]}
-        candidate = _rounded(graph, kept, batches, config, progress)
+        candidate = rounded(kept)
         if good(candidate):
             enough, best = count, (candidate, kept)
         else:
             too_few = count
     if best is None:
-        raise InputError(f"no layer can be quantized within max_drop {config.max_drop}: leave the network float")
+        raise InputError(f"no layer can be quantized within max_drop {max_drop}: leave the network float")
     return best
 
 
@@ -199,16 +209,31 @@ def rebuild(network: nn.Module, settings: Mapping[str, Any]) -> fx.GraphModule:
     Raises:
         InputError: the settings are not those of a recipe step, or do not fit the network.
     """
-    shapes, bits = settings.get("shapes"), settings.get("bits")
-    if not _are_shapes(shapes) or not isinstance(bits, dict) or set(settings) != {"shapes", "bits"}:
-        raise InputError("a recipe's quantize step has shapes and bits")
+    shapes, bits, frames = settings.get("shapes"), settings.get("bits"), settings.get("frames")
+    if not _are_shapes(shapes) or not isinstance(bits, dict) or set(settings) - {"frames"} != {"shapes", "bits"}:
+        raise InputError("a recipe's quantize step has shapes, bits, and how frames are normalized where it reads them")
     graph = capture(network, shapes)  # type: ignore[arg-type]
+    preprocess = None if frames is None else _normalization(frames, shapes)
+    if preprocess is not None and not read_levels(graph, preprocess):
+        raise InputError("a recipe's quantize step: this network does not begin with a convolution of frames")
     known = layers_of(graph)
     for name, value in bits.items():
         if name not in known or value not in range(2, 9):
             raise InputError(f"a recipe's quantize step: {name!r} with {value!r} bits is no layer of this network")
     insert_quantizers(graph, bits)
+    if preprocess is not None:
+        fix_levels(graph, preprocess)
     return graph.eval()
+
+
+def _frames_settings(frames: Preprocess | None) -> dict[str, Any]:
+    if frames is None:
+        return {}
+    return {"frames": {"mean": list(frames.mean), "std": list(frames.std), "color": frames.color}}
+
+
+def _normalization(settings: Any, shapes: Any) -> Preprocess:
+    return decode(Preprocess, {"size": shapes[0][-2:], **settings}, "a recipe's quantize step, frames")
 
 
 def _bits(graph: fx.GraphModule, config: QuantizeConfig) -> dict[str, int]:

@@ -56,7 +56,10 @@ class ActivationQuantizer(nn.Module):
         if torch.is_grad_enabled() and self.gain.requires_grad:
             return self._learning(values)
         scale, zero_point = self._affine(self.gain)
-        return torch.fake_quantize_per_tensor_affine(values, scale, zero_point.to(torch.int32), 0, LEVELS)
+        if torch.is_grad_enabled():
+            return torch.fake_quantize_per_tensor_affine(values, scale, zero_point.to(torch.int32), 0, LEVELS)
+        steps = torch.div(values, scale).round_()  # in place from here on: several times as fast as torch's own
+        return steps.clamp_(-zero_point, LEVELS - zero_point).mul_(scale)
 
     def for_export(self) -> nn.Module:
         """What stands for it in a graph."""

@@ -28,8 +28,8 @@ def activation_range(values: Sequence[Tensor], method: RangeMethod) -> tuple[flo
     range of least mean squared error; ``"entropy"`` that whose histogram of 128 steps has the least divergence from the
     float one (Migacz, 8-bit inference with TensorRT, GTC 2017), of magnitudes.
     """
-    low = min(float(part.min()) for part in values)
-    high = max(float(part.max()) for part in values)
+    bounds = [torch.aminmax(part) for part in values]
+    low, high = min(float(item.min) for item in bounds), max(float(item.max) for item in bounds)
     if method == "minmax" or high - low < TINY:
         return low, high
     if method == "percentile":
@@ -57,8 +57,14 @@ def weight_scale(weight: Tensor, limit: int, method: Literal["minmax", "mse"]) -
 
 def _sample(values: Sequence[Tensor]) -> Tensor:
     """Evenly spaced values, so that a search costs the same for every layer."""
-    flat = torch.cat([part.detach().flatten() for part in values])
-    return flat[:: max(1, flat.numel() // SAMPLE)].float()
+    step = max(1, sum(part.numel() for part in values) // SAMPLE)
+    return torch.cat([_flat(part.detach())[::step] for part in values]).float()
+
+
+def _flat(values: Tensor) -> Tensor:
+    """All values in some order, without a copy where channels lie last too."""
+    last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (values.permute(0, 2, 3, 1) if last else values).reshape(-1)
 
 
 def _best_share(sample: Tensor, low: float, high: float) -> float:

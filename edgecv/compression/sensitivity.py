@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor, fx, nn
 from edgecv.compression.calibration import Inputs
 from edgecv.compression.placement import activation_quantizers, weight_quantizers
 from edgecv.compression.ptq import quantized_products
+from edgecv.errors import InputError
 from edgecv.progress import Progress, silent
 
-__all__ = ["Harm", "harms", "only"]
-
-Score = Callable[[nn.Module], float]
+__all__ = ["Harm", "costliest", "harms", "only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,21 @@ def harms(graph: fx.GraphModule, batches: Sequence[Inputs], progress: Progress =
             found.append(_harm(layer, wanted, _answers(graph, batches)))
         progress("harm of each layer", done, len(layers))
     return sorted(found, key=lambda item: item.snr_db)
+
+
+def costliest(found: Sequence[Harm], gains_ms: Mapping[str, float] | None = None) -> list[str]:
+    """Name the layers in the order in which they should stay float, for the most speed at the least harm.
+
+    Without ``gains_ms`` that is the order of their harm. With it, layers that int8 makes no faster come first, then
+    those with the largest error for each millisecond gained: the greedy order of a knapsack, errors taken to add up.
+    """
+    errors = {item.layer: 10 ** (-item.snr_db / 10) for item in found}
+    if gains_ms is None:
+        return sorted(errors, key=errors.__getitem__, reverse=True)
+    if missing := [layer for layer in errors if layer not in gains_ms]:
+        raise InputError(f"gains name the milliseconds of every quantized layer, {missing[0]!r} has none")
+    paid = {layer: errors[layer] / gain if (gain := gains_ms[layer]) > 0 else math.inf for layer in errors}
+    return sorted(errors, key=lambda layer: (paid[layer], errors[layer]), reverse=True)
 
 
 @contextlib.contextmanager

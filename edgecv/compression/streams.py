@@ -39,6 +39,8 @@ class Stream:
         if node.op == "placeholder":
             position = self._placeholders.index(node)
             self._values[node] = [batch[position] for batch in self._batches]
+        elif node.op == "call_module" and _reads_weights(node):
+            self._values[node] = [self._call(node, 0)] * len(self._batches)
         elif node.op in ("call_function", "call_module"):
             self._values[node] = [self._call(node, index) for index in range(len(self._batches))]
         for source in node.all_input_nodes:
@@ -71,3 +73,8 @@ class Stream:
 
     def _value(self, node: fx.Node, index: int) -> Any:
         return self.weight(node) if node.op == "get_attr" else self._values[node][index]
+
+
+def _reads_weights(node: fx.Node) -> bool:
+    """Whether a node gives the same for every batch."""
+    return all(source.op == "get_attr" for source in node.all_input_nodes)
