@@ -53,6 +53,7 @@ class ConvertOptions:
         name: what the bundle calls itself; the output folder's name by default.
         onnx: opset and fixed batch.
         activation: how the network's outputs become scores: ``"softmax"`` for logits, ``"none"`` for probabilities.
+        licence: of the weights, for the manifest and the model card: an SPDX identifier.
         dataset, accuracy: what the network was trained and measured on, for the manifest.
         task: ``"classification"`` or ``"embedding"``; by default what the network's recipe says, else classification.
         precisions: ``"fp32"``, ``"fp16"`` and ``"int8"``, one variant of each for every backend; the first is what a
@@ -68,6 +69,7 @@ class ConvertOptions:
     name: str | None = None
     onnx: OnnxOptions = field(default_factory=OnnxOptions)
     activation: Activation = "softmax"
+    licence: str | None = None
     dataset: str | None = None
     accuracy: Accuracy | None = None
     task: Literal["classification", "embedding"] | None = None
@@ -235,7 +237,7 @@ class _Job:
             postprocess={"normalize": True} if task == "embedding" else {"activation": options.activation},
             labels=LABELS if self._labels else None,
             variants=variants,
-            source=Origin(edgecv.__version__, self._source.recipe, options.dataset, options.accuracy),
+            source=Origin(edgecv.__version__, self._source.recipe, options.dataset, options.accuracy, options.licence),
             files={},
         )
 

@@ -88,12 +88,16 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the bundle comes from: enough to make it again, no path and no time of day."""
+    """Where the bundle comes from: enough to make it again, no path and no time of day.
+
+    ``licence`` is of the weights: an SPDX identifier, such as ``"Apache-2.0"``.
+    """
 
     edgecv: str
     recipe: dict[str, Any] | None = None
     dataset: str | None = None
     accuracy: Accuracy | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

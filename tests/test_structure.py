@@ -30,7 +30,7 @@ LAYERS = [
     {"edgecv.preprocess", "edgecv.images"},
     {"edgecv.manifest"},
     {"edgecv.bundle", "edgecv.data"},
-    {"edgecv.datasets"},
+    {"edgecv.card", "edgecv.datasets"},
     {"edgecv.runtimes"},
     {"edgecv.pipelines"},
     {"edgecv.evaluation", "edgecv.parity", "edgecv.suspects", "edgecv.verification"},

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantized", type=Path, help="what edgecv quantize made of the checkpoint: int8 beside fp32")
     parser.add_argument("--batch", type=int, help="fix the batch size; by default it is free")
     parser.add_argument("--opset", type=int, default=18, help="ONNX opset 18 to 20 (default: 18); a file keeps its own")
+    parser.add_argument("--licence", metavar="SPDX", help="of the weights, such as Apache-2.0, for the manifest")
     parser.add_argument("--name", help="the bundle's name (default: the output folder's)")
     parser.add_argument(
         "--pack", action="store_true", help="store the graphs packed where that saves a quarter at least"
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     options = edgecv.ConvertOptions(
         name=args.name,
         onnx=edgecv.OnnxOptions(args.opset, args.batch),
+        licence=args.licence,
         dataset=card.dataset if card else None,
         accuracy=card.accuracy if card else None,
         task=args.task,

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgecv.bundle import Bundle
+from edgecv.card import model_card, stored_mb
 from edgecv.cli.common import add_json, print_json, table
+from edgecv.errors import InputError
+from edgecv.files import write_file
 from edgecv.runtimes import open_session
 from edgecv.schema import encode
 
@@ -16,12 +19,18 @@ EXAMPLE = "edgecv inspect digits --json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a bundle, a checkpoint, or a model file")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="of a bundle: write its model card, in Markdown")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.model.is_dir():
-        return _bundle(Bundle.load(args.model), args.json)
+        bundle = Bundle.load(args.model)
+        if args.card:
+            write_file(args.card, model_card(bundle))
+        return _bundle(bundle, args.json)
+    if args.card:
+        raise InputError(f"--card is for a bundle, {args.model} is none")
     facts = _checkpoint(args.model) if args.model.suffix == ".safetensors" else _file(args.model)
     if args.json:
         print_json(facts)
@@ -41,23 +50,20 @@ def _bundle(bundle: Bundle, as_json: bool) -> int:
     for name, graph in manifest.graphs.items():
         ends = [", ".join(f"{spec.name}: {spec}" for spec in side) for side in (graph.inputs, graph.outputs)]
         print(f"graph {name}: {' -> '.join(ends)}")
+    source = manifest.source
+    print(f"licence: {source.licence or 'not said'}; trained on: {source.dataset or 'not said'}")
     pre = manifest.preprocess
     print(f"preprocess: {pre.size[0]}x{pre.size[1]}, resize {pre.resize}, mean {pre.mean}, std {pre.std}, {pre.color}")
-    if accuracy := manifest.source.accuracy:
+    if accuracy := source.accuracy:
         low, high = accuracy.interval
         print(
             f"accuracy: top-1 {accuracy.top1:.4f} ({low:.4f} to {high:.4f}) on {accuracy.samples} images, when trained"
         )
     rows = []
     for name, variant in manifest.variants.items():
-        files = [key for key in manifest.files if key.startswith(f"{name}/")]
-        size = f"{sum(manifest.files[key].size_bytes for key in files) / 1e6:.2f}"
-        if any(key in manifest.packed for key in files):
-            decoded = sum((manifest.packed.get(key) or manifest.files[key]).size_bytes for key in files)
-            size += f" of {decoded / 1e6:.2f}"
         needs = ", ".join(f"{library} >= {version}" for library, version in variant.requires.items())
         parity = f"{variant.parity.max_abs:.3g} on {variant.parity.samples}" if variant.parity else "not compared"
-        rows.append((name, variant.backend, size, needs, parity))
+        rows.append((name, variant.backend, stored_mb(bundle, name), needs, parity))
     print()
     size_of = "MB, stored of decoded" if manifest.packed else "MB"
     print(table(rows, ("variant", "backend", size_of, "needs", "largest difference")))
