@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="labelled images to score both networks on, as for edgecv evaluate")
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--weight-bits", type=int, choices=(7, 8), default=7, help="7 is right on every CPU, 8 where it has VNNI"
+        "--weight-bits",
+        choices=("7", "8", "auto"),
+        default="7",
+        help="7 is right on every CPU, 8 where it has VNNI; auto: 7 in layers that saturate without it on --samples",
     )
     how.add_argument(
         "--range", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="of activations"
@@ -83,8 +86,11 @@ def run(args: argparse.Namespace) -> int:
     judge = _Judge(data, card)
     with progress() as report:
         train_data, val_data = hold_out(open_samples(args.qat, "train"), every=10) if args.qat else (None, None)
+        config = _config(args)
+        if args.weight_bits == "auto":
+            config = _with_bits(network, frames, config, card.preprocess, report)
         quantized = edgecv.quantize(
-            network, frames, _config(args), preprocess=card.preprocess, score=judge.top1 if data else None,
+            network, frames, config, preprocess=card.preprocess, score=judge.top1 if data else None,
             gains=_gains(network, card.preprocess, args.fast_on, report) if args.fast_on else None,
             train_data=train_data, val_data=val_data, out=args.run, progress=report,
         )  # fmt: skip
@@ -132,7 +138,7 @@ def _config(args: argparse.Namespace) -> edgecv.QuantizeConfig:
     if training.warmup_epochs > training.epochs:
         training = dataclasses.replace(training, warmup_epochs=0.0)
     return edgecv.QuantizeConfig(
-        weight_bits=args.weight_bits,
+        weight_bits=8 if args.weight_bits == "auto" else int(args.weight_bits),
         layer_bits=dict.fromkeys(args.keep_float, 0),
         activation_range=args.range,
         equalize=args.equalize,
@@ -141,6 +147,18 @@ def _config(args: argparse.Namespace) -> edgecv.QuantizeConfig:
         method="qat" if args.qat else "ptq",
         training=training,
     )
+
+
+def _with_bits(
+    network: Any, frames: Sequence[Any], config: edgecv.QuantizeConfig, preprocess: Any, report: Progress
+) -> edgecv.QuantizeConfig:
+    """The configuration with 7 bits in the layers that 8 would saturate."""
+    from edgecv.converters.saturation_bits import bits_without_saturation
+
+    quick = dataclasses.replace(config, adaround=0, max_drop=None, method="ptq")
+    trial = edgecv.quantize(network, frames, quick, preprocess=preprocess, progress=report)
+    bits = bits_without_saturation(trial, frames, preprocess)
+    return dataclasses.replace(config, layer_bits={**bits, **config.layer_bits})
 
 
 def _gains(network: Any, preprocess: Any, backend: str, report: Progress) -> Callable[[Any], dict[str, float]]:
