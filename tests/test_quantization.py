@@ -312,9 +312,9 @@ def test_a_checkpoint_gives_the_same_bits_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "telling"),
     [
-        ({}, "has shapes and bits"),
+        ({}, "has shapes, bits"),
         ({"shapes": [[3, 16, 16]], "bits": {"nothing": 7}}, "is no layer of this network"),
-        ({"shapes": [[3, 16, -1]], "bits": {}}, "has shapes and bits"),
+        ({"shapes": [[3, 16, -1]], "bits": {}}, "has shapes, bits"),
         ({"shapes": [[4, 16, 16]], "bits": {}}, "cannot capture"),
     ],
 )
@@ -423,6 +423,16 @@ def test_the_worst_layers_stay_float_until_the_drop_is_small(block: nn.Module) -
         quantize(block, _batches(), QuantizeConfig(max_drop=0.0), score=lambda item: float(item is block))
     with pytest.raises(InputError, match="needs score="):
         quantize(block, _batches(), QuantizeConfig(max_drop=0.0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"kernel_size": 3}, {"kernel_size": 4}, {"kernel_size": (4, 3), "dilation": 2}])
+@pytest.mark.parametrize("word", ["same", "valid"])
+def test_padding_by_name_is_a_layer_like_any_other(settings: dict[str, Any], word: str) -> None:
+    network, images = nn.Conv2d(3, 4, padding=word, **settings), torch.randn(2, 3, 9, 10)
+    graph = capture(network, [[3, 9, 10]])
+    assert len(layers_of(graph)) == 1
+    assert torch.allclose(graph(images), network(images), atol=1e-6)
 
 
 def test_of_layers_that_do_as_much_harm_those_that_int8_makes_faster_stay_integers() -> None:

@@ -20,6 +20,12 @@ aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 PRODUCTS = (*CONVOLUTIONS, aten.linear.default)
+NAMED_PADDING = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+NAMED_DEFAULTS = [None, None, None, 1, "valid", 1, 1]  # of the arguments of aten.convNd.padding
 IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
     aten.detach.default, aten.alias.default, aten.contiguous.default,
@@ -72,6 +78,7 @@ def capture(network: nn.Module, shapes: Sequence[Sequence[int]]) -> fx.GraphModu
         graph = _rebuilt(exported)
     _make_functional(graph.graph)
     _drop_identities(graph.graph)
+    _spell_out_padding(graph)
     _fold_batch_norms(graph)
     graph.graph.eliminate_dead_code()
     _drop_unused(graph)
@@ -145,6 +152,31 @@ def _drop_identities(graph: fx.Graph) -> None:
         if is_call(node, *IDENTITIES):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _spell_out_padding(graph: fx.GraphModule) -> None:
+    """Write convolutions whose padding is a word (``"same"``, ``"valid"``) with numbers; more on one side is a pad."""
+    for node in list(graph.graph.nodes):
+        plain = NAMED_PADDING.get(node.target) if node.op == "call_function" else None
+        if plain is None:
+            continue
+        values, weight, bias, stride, word, dilation, groups = [*node.args, *NAMED_DEFAULTS[len(node.args) :]]
+        kernel = held_parameter(graph, weight).shape[2:]
+        strides, steps = (_each(value, len(kernel)) for value in (stride, dilation))
+        around = [step * (size - 1) if word == "same" else 0 for step, size in zip(steps, kernel, strict=True)]
+        if any(total % 2 for total in around):
+            sides = [side for total in reversed(around) for side in (total // 2, total - total // 2)]
+            with graph.graph.inserting_before(node):
+                values = graph.graph.call_function(aten.constant_pad_nd.default, (values, sides))
+            around = [0] * len(kernel)
+        node.target = plain
+        node.args = (values, weight, bias, strides, [total // 2 for total in around], steps, groups)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    """A setting of a convolution for each of its dimensions."""
+    given = [*value] if isinstance(value, (list, tuple)) else [value]
+    return given * count if len(given) == 1 else given
 
 
 def _fold_batch_norms(graph: fx.GraphModule) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from edgecv.compression.capture import CONVOLUTIONS, PADS, PRODUCTS, held_parameter, is_call, parameter, set_parameter
+from edgecv.compression.ptq import fit_biases
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer
 
 __all__ = ["activation_quantizers", "freeze", "insert_quantizers", "layers_of", "quantized_layers", "weight_quantizers"]
@@ -67,10 +68,12 @@ def insert_quantizers(graph: fx.GraphModule, bits: Mapping[str, int]) -> None:
 def freeze(network: nn.Module) -> None:
     """Replace, in place, the quantizers of every quantized network inside ``network`` by what stands in a graph.
 
-    Weights become int8; the float ones they came from are not read any more.
+    Weights become int8; the float ones they came from are not read any more. Scales that training has left too small
+    for their channel's bias are widened first.
     """
-    for graph in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
-        for node in graph.graph.nodes if is_quantized(graph) else ():
+    for graph in [item for item in network.modules() if isinstance(item, fx.GraphModule) and is_quantized(item)]:
+        fit_biases(graph)
+        for node in graph.graph.nodes:
             module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, ActivationQuantizer):
                 graph.set_submodule(str(node.target), module.for_export())
