@@ -12,6 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
+from edgecv.runtimes.ort_providers import check_in_use, providers_for
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
 
@@ -43,7 +44,10 @@ ERRORS: tuple[type[Exception], ...] = (
 
 
 class OrtSession(Session):
-    """An ``.onnx`` or ``.ort`` file on ONNX Runtime's CPU provider.
+    """An ``.onnx`` or ``.ort`` file on ONNX Runtime.
+
+    Devices are ``"cpu"``, ``"cuda"`` and ``"tensorrt"`` (its providers of these names; ``"cuda:1"`` is the second GPU).
+    A session that does not use the provider asked for is refused.
 
     ``optimized=False`` runs the graph as it is written, slowly, with int8 in exact arithmetic: a reference.
     ``model`` is what the file would hold, where it is in memory.
@@ -61,8 +65,7 @@ class OrtSession(Session):
         model: bytes | None = None,
     ) -> None:
         options = options or SessionOptions()
-        if options.device != "cpu":
-            raise InputError(f"backend 'onnxruntime' runs on device 'cpu', got {options.device!r}")
+        providers = providers_for(options.device)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed (nor by the fallback)
         if not optimized:
@@ -72,14 +75,15 @@ class OrtSession(Session):
             settings.inter_op_num_threads = 1
         try:
             session = onnxruntime.InferenceSession(
-                str(path) if model is None else model, settings, providers=["CPUExecutionProvider"], enable_fallback=0
+                str(path) if model is None else model, settings, providers=providers, enable_fallback=0
             )
             inputs = [_spec(node) for node in session.get_inputs()]
             outputs = [_spec(node) for node in session.get_outputs()]
             labels = session.get_modelmeta().custom_metadata_map
         except ERRORS as error:
             raise InputError(f"onnxruntime cannot open {path}: {one_line(error)}") from error
-        if optimized:
+        check_in_use(session, options.device)
+        if optimized and options.device == "cpu":
             warn_if_saturating(path, labels.get(SATURATES, ""))
         super().__init__(inputs, outputs, options)
         self._session: Any = session
@@ -96,7 +100,8 @@ class OrtSession(Session):
 
     @staticmethod
     def describe() -> str:
-        return f"onnxruntime {onnxruntime.__version__} (CPU)"
+        names = [provider.removesuffix("ExecutionProvider") for provider in onnxruntime.get_available_providers()]
+        return f"onnxruntime {onnxruntime.__version__} ({', '.join(names)})"
 
     @property
     def versions(self) -> dict[str, str]:

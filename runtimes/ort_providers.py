@@ -1,0 +1,54 @@
+"""ONNX Runtime's execution providers by the device a person names, and whether a session really uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime
+
+from edgecv.errors import BackendUnavailable, InputError
+from edgecv.plugins import unknown
+
+__all__ = ["DEVICES", "check_in_use", "providers_for"]
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+DEVICES = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}  # by preference, node by node
+PACKAGES = {CUDA: "onnxruntime-gpu", TENSORRT: "onnxruntime-gpu and TensorRT's libraries"}
+
+Provider = str | tuple[str, dict[str, Any]]
+
+
+def providers_for(device: str) -> list[Provider]:
+    """The providers to ask for, for ``"cpu"``, ``"cuda"`` or ``"tensorrt"``; ``"cuda:1"`` is the second GPU.
+
+    Raises:
+        InputError: no such device.
+        BackendUnavailable: this ONNX Runtime was built without it.
+    """
+    name, colon, index = device.partition(":")
+    if name not in DEVICES:
+        raise InputError("backend 'onnxruntime': " + unknown("device", device, DEVICES))
+    if colon and (name == "cpu" or not index.isdecimal()):
+        raise InputError(f"a GPU's device is 'cuda:1' or 'tensorrt:1', by its number, got {device!r}")
+    first = DEVICES[name][0]
+    if first not in onnxruntime.get_available_providers():
+        raise BackendUnavailable(
+            f"onnxruntime {onnxruntime.__version__} here has no {first}, which device {device!r} takes: "
+            f"install {PACKAGES.get(first, 'onnxruntime')}"
+        )
+    options = {"device_id": int(index or 0)}
+    return [item if item == CPU else (item, options) for item in DEVICES[name]]
+
+
+def check_in_use(session: Any, device: str) -> None:
+    """Refuse a session that has silently fallen back: ONNX Runtime goes on without a provider that fails to load.
+
+    Raises:
+        BackendUnavailable: the first provider of ``device`` is not among those the session says it uses.
+    """
+    wanted, used = DEVICES[device.partition(":")[0]][0], session.get_providers()
+    if wanted not in used:
+        raise BackendUnavailable(
+            f"onnxruntime could not start its {wanted} and went on with {', '.join(used)}: see the driver, and the "
+            "versions of CUDA and cuDNN it was built for"
+        )
