@@ -125,6 +125,9 @@ def convert(
             "convert needs samples: some real images, to compare every variant with the network on (or parity=False)"
         )
     steps = {backend: converter(backend) for backend in _distinct("backends", backends)}
+    for step in steps.values():
+        if step.ready is not None:
+            step.ready()
     source = source_of(network, preprocess, options.task, options.onnx)
     sources = _by_precision(source, quantized, preprocess, options)
     pairs = [(backend, precision) for precision in sources for backend in steps]

@@ -36,6 +36,7 @@ class Converter:
             brought to float16 before ``convert``.
         backend: what runs it, where that is not the name it is converted for.
         precisions: those that the backend's files keep.
+        ready: raises ``BackendUnavailable`` where a library that ``convert`` needs is missing, before any work is done.
         layout: how quantized graphs are laid out for it: ``"cpu"`` or ``"tensorrt"``, see ``qdq_layouts``.
     """
 
@@ -46,6 +47,7 @@ class Converter:
     backend: str | None = None
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
     layout: Literal["cpu", "tensorrt"] = "cpu"
+    ready: Callable[[], None] | None = None
 
 
 def converter(backend: str) -> Converter:

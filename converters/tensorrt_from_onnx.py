@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from edgecv.converters import tensorrt_build
@@ -54,11 +55,7 @@ def tensorrt_rtx_from_onnx(onnx_path: Path, folder: Path, options: TensorRtOptio
 def _convert(library: str, onnx_path: Path, folder: Path, options: TensorRtOptions) -> Path:
     if library == "tensorrt_rtx" and options.timing_cache is not None:
         raise InputError("TensorRT-RTX times no kernels when it builds and has no timing cache: leave timing_cache out")
-    if all(importlib.util.find_spec(name) is None for name in LIBRARIES[library]):
-        raise BackendUnavailable(
-            f"converting for {library!r} needs the Python package {LIBRARIES[library][-1]!r}, which is not installed: "
-            f"pip install 'edgecv[{library.replace('_', '-')}]'"
-        )
+    _check_library(library)
     target = folder / onnx_path.with_suffix(".engine").name
     gpu = _gpu(library, options)
     with tempfile.TemporaryDirectory(prefix="edgecv-tensorrt-") as scratch:
@@ -69,6 +66,14 @@ def _convert(library: str, onnx_path: Path, folder: Path, options: TensorRtOptio
             write_file(target, plan.read_bytes())
             write_file(record_path(target), dumps(result.record))
     return target
+
+
+def _check_library(library: str) -> None:
+    if all(importlib.util.find_spec(name) is None for name in LIBRARIES[library]):
+        raise BackendUnavailable(
+            f"converting for {library!r} needs the Python package {LIBRARIES[library][-1]!r}, which is not installed: "
+            f"pip install 'edgecv[{library.replace('_', '-')}]'"
+        )
 
 
 def _gpu(library: str, options: TensorRtOptions) -> Gpu | None:
@@ -140,5 +145,10 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-CONVERTER = Converter("tensorrt", {"tensorrt": "10.3"}, tensorrt_from_onnx, layout="tensorrt")
-RTX_CONVERTER = Converter("tensorrt_rtx", {"tensorrt_rtx": "1.7"}, tensorrt_rtx_from_onnx, layout="tensorrt")
+CONVERTER, RTX_CONVERTER = (
+    Converter(name, {name: oldest}, convert, layout="tensorrt", ready=partial(_check_library, name))
+    for name, oldest, convert in (
+        ("tensorrt", "10.3", tensorrt_from_onnx),
+        ("tensorrt_rtx", "1.7", tensorrt_rtx_from_onnx),
+    )
+)

@@ -325,6 +325,17 @@ def test_a_backend_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_a_missing_library_is_named_before_any_work(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(converting, "source_of", lambda *_: pytest.fail("work began"))
+    with pytest.raises(BackendUnavailable, match=f"converting for '{backend}' needs the Python package"):
+        _convert(tmp_path / "out", backends=["onnxruntime", backend])
+    assert not (tmp_path / "out").exists()
+
+
 def test_published_weights_on_real_photos(data: Path, tmp_path: Path) -> None:
     """SqueezeNet with torchvision's weights: every backend agrees on photos, and sees what is on them."""
     require("opencv")
