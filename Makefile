@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.10; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && command -v "$$p" && break; done)
+# Two processes of one thread each: threads of two processes that share a core wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-adapters test-tensorrt lint clean
+.PHONY: demo test test-adapters test-tensorrt check-conversion lint clean
 
 demo: $(VENV)/.installed-all
 	$(BIN)/edgecv demo --out demo
@@ -17,13 +19,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 
 # timm and torchvision in a folder of their own, without what they would pull in: a torchvision that does not fit this
 # torch breaks other libraries' imports. What these tests need must be there: nothing is skipped.
 test-adapters: $(VENV)/.installed-dev $(VENV)/.libraries
 	PYTHONPATH="$(CURDIR)/$(VENV)/.libraries" EDGECV_REQUIRE=timm,torchvision,torch,onnx,onnxruntime,openvino \
-		$(BIN)/pytest tests/adapters
+		$(PYTEST) tests/adapters
 
 $(VENV)/.libraries: Makefile | $(BIN)/python
 	@echo "installing timm and torchvision into $@ (once)"
@@ -34,13 +36,17 @@ $(VENV)/.libraries: Makefile | $(BIN)/python
 # TensorRT-RTX parses and builds without a GPU. In a folder of its own: a machine may have another of NVIDIA's variants.
 test-tensorrt: $(VENV)/.installed-dev $(VENV)/.tensorrt_rtx
 	PYTHONPATH="$(CURDIR)/$(VENV)/.tensorrt_rtx" EDGECV_REQUIRE=tensorrt_rtx,torch,onnx,onnxruntime \
-		$(BIN)/pytest tests/tensorrt
+		$(PYTEST) tests/tensorrt
 
 $(VENV)/.tensorrt_rtx: Makefile | $(BIN)/python
 	@echo "installing TensorRT-RTX into $@ (once; 96 MB)"
 	@rm -rf $@ $@.partial
 	$(PIP) --no-deps --target $@.partial tensorrt_rtx_cu13_libs==1.7.1.116 tensorrt_rtx_cu13_bindings==1.7.1.116
 	@mv $@.partial $@ && touch $@
+
+# Every network on every backend in every precision, against the figures that are kept; EDGECV_DATA names the weights.
+check-conversion: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/conversion.py matrix --check
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ import edgecv
 from edgecv import models
 from edgecv.data import open_samples
 from edgecv.images import find_images, read_image
+from edgecv.models.weights import read_weights
 from edgecv.profiling.system import library_versions, load_average, machine
 from edgecv.schema import dumps
 
@@ -62,7 +63,10 @@ def network_of(name: str, data: Path) -> torch.nn.Module:
     """A network; without published weights, batch norms at least have the statistics of what they see."""
     file, options, preprocess = NETWORKS[name]
     torch.manual_seed(0)
-    network = models.create(name, weights=data / "weights" / file if file else None, **options)
+    weights = data / "weights" / file if file else None
+    network = models.create(name, weights=weights if name != "mobilenet_v1" else None, **options)
+    if weights and name == "mobilenet_v1":  # other keys than ours, for the same tensors in the same order
+        network.load_state_dict(dict(zip(network.state_dict(), read_weights(weights).values(), strict=True)))
     if file is None:
         normalize = models.Framed(torch.nn.Identity(), preprocess).normalize
         images = normalize(torch.from_numpy(preprocess.batch(images_for(preprocess, data))))

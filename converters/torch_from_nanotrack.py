@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgecv.errors import BackendUnavailable, ConversionError, InputError, one_line
-from edgecv.models.siamese.nanotrack import NanoTrack, nanotrack_v1, nanotrack_v2
+from edgecv.models.siamese.nanotrack import NanoTrack
+from edgecv.models.siamese.table import create_tracker
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import Session, SessionOptions
 
@@ -23,9 +25,9 @@ __all__ = ["torch_from_nanotrack"]
 Floats = NDArray[np.float32]
 TOLERANCE = 1e-4  # of an answer, where it is larger than 1 as a share of it
 # The published heads compute v2's correlation for boxes in front of the one for scores.
-VERSIONS: tuple[tuple[Callable[[], NanoTrack], tuple[str, ...]], ...] = (
-    (nanotrack_v1, ("correlations.0", "score", "logits", "box", "sides")),
-    (nanotrack_v2, ("correlations.1", "correlations.0", "score", "logits", "box", "sides")),
+VERSIONS = (
+    ("nanotrack_v1", ("correlations.0", "score", "logits", "box", "sides")),
+    ("nanotrack_v2", ("correlations.1", "correlations.0", "score", "logits", "box", "sides")),
 )
 
 
@@ -41,8 +43,8 @@ def torch_from_nanotrack(backbone: str | Path, head: str | Path) -> NanoTrack:
         BackendUnavailable: ONNX Runtime is not installed.
     """
     parts = [_layers(Path(path)) for path in (backbone, head)]
-    for create, order in VERSIONS:
-        network = create().eval()
+    for name, order in VERSIONS:
+        network = cast(NanoTrack, create_tracker(name).eval())
         wanted = [list(_modules(network, ["backbone"])), list(_modules(network, order))]
         if all(_fits(*pair) for pair in zip(wanted, parts, strict=True)):
             for modules, layers in zip(wanted, parts, strict=True):

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecv import models
     from edgecv.bundle import Bundle
+    from edgecv.chain import Compression, compress
     from edgecv.compression.clustering import ClusterConfig, cluster
     from edgecv.compression.pruning import PruneConfig, prune
     from edgecv.compression.quantization import QuantizeConfig, quantize
+    from edgecv.compression.trackers import quantize_tracker
     from edgecv.converters import ConvertOptions, OnnxOptions, convert
     from edgecv.converters.packing import pack
     from edgecv.errors import (
@@ -43,6 +45,7 @@ __all__ = [
     "BundleError",
     "Classifier",
     "ClusterConfig",
+    "Compression",
     "ConversionError",
     "ConvertOptions",
     "EdgeCVError",
@@ -59,6 +62,7 @@ __all__ = [
     "Tracker",
     "TrainConfig",
     "cluster",
+    "compress",
     "convert",
     "evaluate",
     "load",
@@ -69,6 +73,7 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "quantize_tracker",
     "save_checkpoint",
     "train",
     "verify",
@@ -76,9 +81,11 @@ __all__ = [
 
 _HOMES = {
     "edgecv.bundle": ("Bundle",),
+    "edgecv.chain": ("Compression", "compress"),
     "edgecv.compression.clustering": ("ClusterConfig", "cluster"),
     "edgecv.compression.pruning": ("PruneConfig", "prune"),
     "edgecv.compression.quantization": ("QuantizeConfig", "quantize"),
+    "edgecv.compression.trackers": ("quantize_tracker",),
     "edgecv.converters.converting": ("ConvertOptions", "convert"),
     "edgecv.converters.onnx_from_torch": ("OnnxOptions",),
     "edgecv.converters.packing": ("pack",),
@@ -99,6 +106,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 _EXTRAS = {
+    "edgecv.chain": "train,convert",
     "edgecv.compression": "train",
     "edgecv.converters": "convert",
     "edgecv.models": "train",

@@ -20,6 +20,8 @@ for _name in ("torch", "onnx", "onnxruntime", "openvino", "opencv"):
 
 from edgecv.cli import track  # noqa: E402  (after the check that they are there)
 from edgecv.converters.trackers import TrackerOptions, convert_tracker  # noqa: E402
+from edgecv.models import save_checkpoint  # noqa: E402
+from edgecv.models.siamese import create_tracker  # noqa: E402
 from edgecv.pipelines.tracking import TrackState  # noqa: E402
 from edgecv.pipelines.tracking.boxes import iou  # noqa: E402
 from edgecv.pipelines.tracking.results import read_boxes  # noqa: E402
@@ -82,6 +84,26 @@ def test_a_folder_is_tracked_into_a_video_and_a_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.txt", "out.mp4"]
     with video.open_video(str(out)) as shown:
         assert (shown.count, len(list(shown.frames))) == (COUNT, COUNT)
+
+
+def test_a_checkpoint_is_tracked_with_as_its_bundle_would_be(edgecv: Run, sequences: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tracker.safetensors"
+    save_checkpoint(create_tracker("nanotrack_v1", width=0.25), checkpoint)
+    arguments = ("--box", BOX, "--json", "--frames", 2, "--threads", 1)
+    status, text, _ = edgecv("track", checkpoint, sequences / "slow", *arguments)
+    found = json.loads(text)
+    assert (status, found["frames"], found["backend"]) == (0, 2, "torch")
+
+
+def test_int8_is_not_calibrated_on_nothing(edgecv: Run, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tracker.safetensors"
+    save_checkpoint(create_tracker("nanotrack_v1", width=0.25), checkpoint)
+    arguments = ("--precisions", "int8,fp32", "--no-parity", "--out", tmp_path / "out")
+    status, _, text = edgecv("convert", checkpoint, *arguments)
+    assert (status, (tmp_path / "out").exists()) == (2, False)
+    assert "int8 is calibrated on real frames: give --samples SEQUENCES" in text
+    status, _, text = edgecv("convert", checkpoint, *arguments, "--quantized", checkpoint)
+    assert (status, "is no quantized tracker" in text) == (2, True)
 
 
 def test_a_video_is_tracked_as_its_frames_are(edgecv: Run, bundle: Path, sequences: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_a_point_s_distances_make_the_box() -> None:
     assert found.size == pytest.approx((40, 60))
     assert found.score > 0.99
     assert found.response.shape == (16, 16)
+
+
+@pytest.mark.parametrize("distance", [-50.0, 0.0, 1e30, float("inf"), float("-inf")])
+def test_a_broken_point_s_box_is_finite_and_has_an_area(distance: float) -> None:
+    score = np.stack([np.zeros((16, 16), np.float32), _map(16, 8, 9)])
+    outputs = {"score": score[None], "box": np.full((1, 4, 16, 16), distance, np.float32)}
+    found = head_for(replace(POINTS, penalty=0.1)).locate(outputs, (40, 60))
+    assert np.isfinite([*found.shift, *found.size]).all()
+    assert min(found.size) > 0
 
 
 def test_an_anchor_s_offsets_make_the_box() -> None:

@@ -50,6 +50,20 @@ def test_rounding_passes_and_ten_times_the_tolerance_does_not(precision: str) ->
         assert ok or "largest difference" in found.failures[0]
 
 
+@pytest.mark.parametrize(("many", "ok"), [(2, True), (3, True), (10, False)])
+def test_of_int8_a_few_images_may_differ_more(many: int, ok: bool) -> None:
+    allowed = BOUNDS["int8"].difference * float(LOGITS.std())
+    other = LOGITS.copy()
+    for row in range(many):
+        other[row, np.argmin(other[row])] -= 1.4 * allowed
+    found = gate(LOGITS, other, "int8")
+    assert [item for item in found.failures if "difference" in item] == (
+        [] if ok else [f"largest difference {1.4 * allowed:.3g}, at most {allowed:.3g} allowed on 95% of the samples; "
+                       f"{many} of 50 have more"]
+    )  # fmt: skip
+    assert any("difference" in item for item in gate(LOGITS, other, "fp16").failures)
+
+
 def test_the_tolerance_follows_the_scale_of_the_answers() -> None:
     rounding = LOGITS * np.float32(1 + 1e-6)
     for scale in (1e-6, 1.0, 1e6):

@@ -40,12 +40,16 @@ LAYERS = [
     {"edgecv.training"},
     {"edgecv.compression"},
     {"edgecv.converters"},
+    {"edgecv.chain"},
     {"edgecv.cli"},
 ]
-TORCH_SIDE = ("edgecv.models", "edgecv.training", "edgecv.compression", "edgecv.converters", "edgecv.runtimes.pt")
-HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm")
+TORCH_SIDE = (
+    "edgecv.models", "edgecv.training", "edgecv.compression", "edgecv.converters", "edgecv.chain", "edgecv.runtimes.pt",
+)  # fmt: skip
+HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm", "yaml")
 RUNTIME_MODULES = {
     "edgecv.runtimes.ort": "onnxruntime",
+    "edgecv.runtimes.ort_providers": "onnxruntime",
     "edgecv.runtimes.ov": "openvino",
     "edgecv.runtimes.trt": "tensorrt",
     "edgecv.runtimes.trt_rtx": "tensorrt_rtx_bindings",

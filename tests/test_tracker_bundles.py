@@ -25,6 +25,7 @@ from edgecv.converters import trackers  # noqa: E402
 from edgecv.converters.onnx_from_torch import OnnxOptions  # noqa: E402
 from edgecv.converters.torch_from_nanotrack import torch_from_nanotrack  # noqa: E402
 from edgecv.converters.trackers import TrackerOptions, convert_tracker  # noqa: E402
+from edgecv.models.recipe import recipe_of  # noqa: E402
 from edgecv.models.siamese import SearchBranch, TemplateBranch, create_tracker  # noqa: E402
 from edgecv.models.siamese.branches import Siamese  # noqa: E402
 from edgecv.models.weights import read_weights  # noqa: E402
@@ -202,8 +203,8 @@ def test_the_settings_may_be_others_than_the_network_s_own(tmp_path: Path) -> No
     ("options", "telling"),
     [
         ({"settings": replace(SETTINGS, stride=16)}, "settings say stride 16, the network has 8"),
-        ({"precisions": ("int8",)}, "precisions are 'fp32' and 'fp16', got 'int8'"),
-        ({"precisions": ()}, "precisions is a list of different names"),
+        ({"precisions": ("int4",)}, "precisions are 'fp32', 'fp16', 'int8', got 'int4'"),
+        ({"precisions": ("fp32", "fp32")}, "precisions is a list of different names"),
         ({"onnx": OnnxOptions(batch=1)}, "a tracker's batch is free"),
         ({"limit": 0}, "limit is 1 target or more"),
     ],
@@ -235,6 +236,7 @@ def test_a_published_pair_s_weights_give_its_answers(data: Path, version: str) -
     with torch.no_grad():
         found, wanted = (network(image[..., :127, :127], image) for network in (ours, other))
     assert all((mine - theirs).abs().max() < 1e-4 for mine, theirs in zip(found, wanted, strict=True))
+    assert recipe_of(ours) == recipe_of(other)
 
 
 def test_what_is_no_published_pair_is_refused(data: Path, bundle: edgecv.Bundle, tmp_path: Path) -> None:

@@ -57,10 +57,14 @@ def open_pipeline(path: Path, args: argparse.Namespace) -> Any:
     if args.backend not in ("auto", "torch"):
         raise InputError(f"a checkpoint runs on backend 'torch'; convert it for {args.backend!r}")
     from edgecv.models.checkpoint import read_checkpoint
+    from edgecv.models.siamese.branches import Siamese
+    from edgecv.models.siamese.running import tracker_of
     from edgecv.runtimes.pt import TorchSession
     from edgecv.runtimes.session import SessionOptions
 
     network, card = read_checkpoint(path)
+    if isinstance(network, Siamese):
+        return tracker_of(network, args.threads)
     if card.preprocess is None:
         raise InputError(f"{path} does not say how images are preprocessed: save it with preprocess=")
     session = TorchSession.from_network(network, card.preprocess, options=SessionOptions(threads=args.threads))

@@ -25,7 +25,7 @@ NAMED_PADDING = {
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
 }
-NAMED_DEFAULTS = [None, None, None, 1, "valid", 1, 1]  # of the arguments of aten.convNd.padding
+NAMED_DEFAULTS = (None, None, None, 1, "valid", 1, 1)  # of the arguments of aten.convNd.padding
 IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
     aten.detach.default, aten.alias.default, aten.contiguous.default,
@@ -160,7 +160,8 @@ def _spell_out_padding(graph: fx.GraphModule) -> None:
         plain = NAMED_PADDING.get(node.target) if node.op == "call_function" else None
         if plain is None:
             continue
-        values, weight, bias, stride, word, dilation, groups = [*node.args, *NAMED_DEFAULTS[len(node.args) :]]
+        given: tuple[Any, ...] = (*node.args, *NAMED_DEFAULTS[len(node.args) :])
+        values, weight, bias, stride, word, dilation, groups = given
         kernel = held_parameter(graph, weight).shape[2:]
         strides, steps = (_each(value, len(kernel)) for value in (stride, dilation))
         around = [step * (size - 1) if word == "same" else 0 for step, size in zip(steps, kernel, strict=True)]

@@ -83,8 +83,9 @@ STEPS = Table(
         "cluster": "edgecv.compression.clustering:rebuild",
         "prune": "edgecv.compression.pruning:rebuild",
         "quantize": "edgecv.compression.quantization:rebuild",
+        "quantize_tracker": "edgecv.compression.trackers:rebuild",
     },
-    extras={"cluster": "train", "prune": "train", "quantize": "train"},
+    extras={"cluster": "train", "prune": "train", "quantize": "train", "quantize_tracker": "train"},
 )
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["curve", "histogram", "run_by_run"]
+__all__ = ["Point", "bars", "curve", "histogram", "overlay", "run_by_run", "scatter"]
 
 WIDTH, LEFT, RIGHT = 720, 56, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a scatter: a latency in ms, a share with its interval, a few letters beside it."""
+
+    latency_ms: float
+    share: float
+    interval: tuple[float, float]
+    label: str
+    series: int
+    hollow: bool = False
 
 
 def histogram(samples: NDArray[np.float64], limits: tuple[float, float], marks: dict[str, float], series: int) -> str:
@@ -79,6 +92,100 @@ def curve(values: Sequence[float], name: str, series: int) -> str:
         f'<text x="{LEFT}" y="{base + 18}">epoch 1</text>',
         f'<text x="{WIDTH - RIGHT}" y="{base + 18}" text-anchor="end">epoch {len(values)}: {escape(name)}</text>',
     )
+
+
+def scatter(points: Sequence[Point], name: str) -> str:
+    """Shares against latencies, on a logarithmic axis, each with its interval; up and to the left is better."""
+    height, base, top = 300, 262, 14
+    times = [point.latency_ms for point in points]
+    limits = (min(times) / 1.15, max(times) * 1.15)
+    low, high = (pick(end for point in points for end in point.interval) for pick in (min, max))
+    low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
+    rules, drawn, taken = [], [], list[tuple[float, float]]()
+
+    def place(share: float) -> float:
+        return base - (base - top) * (share - low) / (high - low)
+
+    for share in np.linspace(low, high, 5):
+        y = place(share)
+        rules.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        rules.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{share:.1%}</text>')
+    middles = [(float(_place(point.latency_ms, limits)), place(point.share)) for point in points]
+    for point, (x, y) in zip(points, middles, strict=True):
+        ends = [place(end) for end in point.interval]
+        ring = " hollow" if point.hollow else ""
+        text = _beside(x, y, [*taken, *middles])
+        taken.append(text)
+        drawn.append(
+            f'<g class="point s{point.series}{ring}"><line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" '
+            f'y2="{ends[1]:.1f}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
+            f'<text class="mark" x="{text[0]:.1f}" y="{text[1] + 4:.1f}" text-anchor="middle">'
+            f"{escape(point.label)}</text>"
+        )
+    title = f'<text x="{LEFT}" y="{base + 32}">{escape(name)}</text>'
+    return _svg(height, *rules, *drawn, _axis(limits, base, "ms"), title)
+
+
+def bars(names: Sequence[str], columns: Mapping[str, Sequence[float | None]], form: Mapping[str, str]) -> str:
+    """A row for each name, and in each column a bar from 0, to the left where it is negative, with its figure.
+
+    ``form`` formats a column's figures; the longest bar of each column is as wide as there is room. ``None`` has none.
+    """
+    text, row, top = 190, 15, 24
+    wide = (WIDTH - text) / len(columns)
+    parts = []
+    for y, name in enumerate(names):
+        shown = name if len(name) <= 28 else f"…{name[-27:]}"
+        parts.append(f'<text x="0" y="{top + row * y + 11}">{escape(shown)}</text>')
+    for index, (title, values) in enumerate(columns.items()):
+        left = text + index * wide
+        known = [value for value in values if value is not None]
+        reach = (max([*known, 0.0]), -min([*known, 0.0]))
+        scale = (wide - 62) / (sum(reach) or 1.0)
+        zero = left + reach[1] * scale
+        parts.append(f'<text class="mark" x="{left:.1f}" y="12">{escape(title)}</text>')
+        parts.append(f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{top + row * len(names)}"/>')
+        for y, value in enumerate(values):
+            if value is None:
+                continue
+            start, end = sorted((zero, zero + value * scale))
+            middle = top + row * y
+            parts.append(
+                f'<rect class="s{index}" x="{start:.1f}" y="{middle + 2}" width="{end - start:.1f}" '
+                f'height="{row - 4}"/>'
+                f'<text x="{end + 4:.1f}" y="{middle + 11}">{form[title].format(value)}</text>'
+            )
+    return _svg(top + row * len(names) + 6, *parts)
+
+
+def overlay(edges: NDArray[np.float64], before: NDArray[np.int64], after: NDArray[np.int64]) -> str:
+    """Two counts over the same bins, on a logarithmic scale of their own: the first filled, the second a line."""
+    height, base, tall = 130, 104, 92
+    across = LEFT + (edges - edges[0]) / (edges[-1] - edges[0]) * (WIDTH - LEFT - RIGHT)
+    most = np.log1p(max(int(before.max()), int(after.max()), 1))
+    filled, line = (base - tall * np.log1p(counts) / most for counts in (before, after))
+    area = "".join(
+        f'<rect x="{left:.1f}" y="{y:.1f}" width="{right - left + 0.3:.1f}" height="{base - y:.1f}"/>'
+        for left, right, y in zip(across, across[1:], filled, strict=False)
+        if y < base
+    )
+    steps = " ".join(f"{x:.1f},{y:.1f}" for i, y in enumerate(line) for x in (across[i], across[i + 1]))
+    ticks = "".join(
+        f'<text x="{LEFT + share * (WIDTH - LEFT - RIGHT):.1f}" y="{base + 16}" text-anchor="{anchor}">'
+        f"{edges[0] + share * (edges[-1] - edges[0]):.3g}</text>"
+        for share, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end"))
+    )
+    axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
+    return _svg(height, f'<g class="s0 pale">{area}</g><polyline points="{steps}"/>', axis, ticks)
+
+
+def _beside(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where a few letters fit next to a point without lying on others; to its right where nothing fits."""
+    places = [(x + dx, y + dy) for reach in (14, 26) for dx, dy in ((reach, 0), (-reach, 0), (12, -reach), (12, reach))]
+    others = [place for place in taken if place != (x, y)]
+    free = [spot for spot in places if all(abs(spot[0] - a) > 13 or abs(spot[1] - b) > 11 for a, b in others)]
+    inside = [spot for spot in free if LEFT < spot[0] < WIDTH - 6]
+    return (inside or places)[0]
 
 
 def _svg(height: int, *parts: str) -> str:

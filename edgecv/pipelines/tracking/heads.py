@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ __all__ = ["Anchors", "Found", "Head", "Peak", "Points", "head_for"]
 
 Floats = NDArray[np.float32]
 Size = tuple[float, float]
+REACH = 8.0  # the logarithm of the largest size: an untrained or broken network's must not overflow
+LARGEST = math.exp(REACH)  # pixels: no box that fits a crop is larger
 
 
 class Found(NamedTuple):
@@ -49,10 +52,10 @@ class Points:
     def locate(self, outputs: Mapping[str, Array], size: Size) -> Found:
         score, sides = outputs["score"][0], outputs["box"][0]
         grid = self._grid = self._grid or Grid(score.shape[1:], self.settings.stride)
-        left, top, right, bottom = sides.reshape(4, -1)
+        left, top, right, bottom = np.clip(sides.reshape(4, -1), -LARGEST, LARGEST)
         logits = _target_of_two(score)
         x, y = grid.x + 0.5 * (right - left), grid.y + 0.5 * (bottom - top)
-        boxes = np.stack([x, y, left + right, top + bottom])
+        boxes = np.stack([x, y, np.maximum(left + right, 1 / LARGEST), np.maximum(top + bottom, 1 / LARGEST)])
         return _choose(boxes, logits.ravel(), grid.window, size, self.settings, logits)
 
 
@@ -159,8 +162,7 @@ def _sigmoid(logits: Floats) -> Floats:
 
 
 def _exp(logarithm: Floats) -> Floats:
-    """An untrained or broken network's sizes must not overflow: beyond e^8 no box fits a crop."""
-    return np.asarray(np.exp(np.clip(logarithm, -8, 8)), np.float32)
+    return np.asarray(np.exp(np.clip(logarithm, -REACH, REACH)), np.float32)
 
 
 @functools.lru_cache(maxsize=16)
