@@ -164,6 +164,7 @@ def _show(value: Any) -> str:
 _GENERIC: dict[Any, Callable[[Any, Any, str], Any]] = {
     tuple: _tuple,
     dict: _dict,
+    Mapping: _dict,
     Literal: _literal,
     Union: _union,
     types.UnionType: _union,

@@ -46,7 +46,7 @@ def test_the_command_line_examples_run(tmp_path: Path, capsys: pytest.CaptureFix
 
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((20, 30, 3), np.uint8))
     lines = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("edgecv ")]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         argv = shlex.split(line, comments=True)[1:]
         quick = [{"epochs=16": "epochs=1", "5": "0.2"}.get(arg, arg) for arg in argv]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,17 @@ outers = st.builds(
     flags=st.lists(st.booleans(), max_size=3).map(tuple),
     extra=st.none() | st.lists(st.integers()) | st.text(),
 )
+
+
+@dataclass(frozen=True)
+class Named:
+    bits: Mapping[str, int] = field(default_factory=dict)
+
+
+def test_a_mapping_is_an_object() -> None:
+    assert decode(Named, {"bits": {"first": 8}}, "text") == Named({"first": 8})
+    with pytest.raises(InputError, match="text.bits.first must be a whole number"):
+        decode(Named, {"bits": {"first": "8"}}, "text")
 
 
 @given(outers)

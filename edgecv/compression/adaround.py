@@ -9,9 +9,7 @@ from torch import Tensor, fx
 
 from edgecv.compression.quantizers import WeightQuantizer
 
-__all__ = ["FEW", "round_adaptively"]
-
-FEW = 16  # weights of a channel, such as a depthwise convolution's, are rounded to the nearest: choosing gains nothing
+__all__ = ["round_adaptively"]
 
 STRETCH = (-0.1, 1.1)  # a sigmoid reaches 0 and 1 once it is stretched and clipped
 WEIGHT = 10.0  # of the term that drives every choice to 0 or 1, in errors of rounding to the nearest

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from edgecv.compression.adaround import FEW, round_adaptively
+from edgecv.compression.adaround import round_adaptively
 from edgecv.compression.calibration import Inputs
 from edgecv.compression.capture import CONVOLUTIONS, PADS, PRODUCTS, held_parameter, is_call
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer
@@ -75,7 +75,7 @@ def correct(
             bias = held_parameter(graph, node.args[2])
             corrected.add(node.args[2])
             quantizer, weight = products[node]
-            if adaround and weight[0].numel() >= FEW:
+            if adaround:
                 round_adaptively(node, weight, quantizer, bias, inputs, wanted, steps=adaround, seed=seed)
                 got = [_call(node, part, quantizer(weight), bias) for part in inputs]
             if biases:
