@@ -50,7 +50,7 @@ def speeds(
         onnx.save(cpu_layout(model), str(paths[1]))
         create, options = session_class(backend), SessionOptions(threads=1)
         with create.open(paths[0], options) as one, create.open(paths[1], options) as other:
-            ratio = speed_ratio(one, other, _image(one))
+            ratio = speed_ratio(one, other, {one.inputs[0].name: _image(one)})
     return Speed(ratio, gains_ms(model, backend, progress=progress))
 
 

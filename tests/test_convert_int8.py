@@ -117,5 +117,5 @@ def test_speeds_are_compared_in_turns() -> None:
 
         return NumpySession(wait)
 
-    image = np.zeros((1, 4, 4, 3), np.uint8)
-    assert speed_ratio(taking(0.004), taking(0.001), image, clock=lambda: now[0]) == pytest.approx(4)
+    inputs = {"image": np.zeros((1, 4, 4, 3), np.uint8)}
+    assert speed_ratio(taking(0.004), taking(0.001), inputs, clock=lambda: now[0]) == pytest.approx(4)

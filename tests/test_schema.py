@@ -56,7 +56,7 @@ class Named:
 
 def test_a_mapping_is_an_object() -> None:
     assert decode(Named, {"bits": {"first": 8}}, "text") == Named({"first": 8})
-    with pytest.raises(InputError, match="text.bits.first must be a whole number"):
+    with pytest.raises(InputError, match=r"text\.bits\.first must be a whole number"):
         decode(Named, {"bits": {"first": "8"}}, "text")
 
 

@@ -116,7 +116,7 @@ class Measurer:
         for backend in self.backends:
             with open_session(self._files[one][1], backend=backend, threads=1) as first:
                 with open_session(self._files[other][1], backend=backend, threads=1) as second:
-                    found[backend] = speed_ratio(first, second, next(iter(example_inputs(first.inputs).values())))
+                    found[backend] = speed_ratio(first, second, example_inputs(first.inputs))
         return found
 
     def variant(self, bundle: Bundle, name: str) -> Row:
@@ -133,8 +133,7 @@ class Measurer:
         first = self._first.get(session.backend)
         if first is None:
             return Latency(found, 1.0 if session.backend in self.backends else None)
-        image = next(iter(example_inputs(session.inputs).values()))
-        return Latency(found, speed_ratio(first, session, image))
+        return Latency(found, speed_ratio(first, session, example_inputs(session.inputs)))
 
     def _named(self, name: str) -> Progress:
         return lambda stage, done, total: self.progress(f"{stage} {name}", done, total)
