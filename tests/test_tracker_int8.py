@@ -25,6 +25,7 @@ from edgecv.compression.trackers import QuantizedTracker, quantize_tracker, rebu
 from edgecv.converters.onnx_compact import compact  # noqa: E402
 from edgecv.converters.trackers import TrackerOptions, convert_tracker  # noqa: E402
 from edgecv.models.siamese.running import tracker_of  # noqa: E402
+from edgecv.models.siamese.table import create_tracker  # noqa: E402
 from edgecv.preprocess import Preprocess  # noqa: E402
 from tests.tiny_tracker import Tiny  # noqa: E402
 from tests.tracking import scene  # noqa: E402
@@ -186,3 +187,13 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(InputError, match=telling):
         convert_tracker(network, tmp_path / "x", quantized=twin, samples=SAMPLES, options=options)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_checkpoint_gives_the_same_bits_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantized = quantize_tracker(create_tracker("siamfc_alexnet", width=0.125).eval(), SAMPLES, PLAIN)
+    edgecv.save_checkpoint(quantized, tmp_path / "tracker.safetensors")
+    wanted = quantized.state_dict()
+    found = edgecv.load_checkpoint(tmp_path / "tracker.safetensors").state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
