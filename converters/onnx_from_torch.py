@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import edgecv
 from edgecv.compression.placement import freeze
+from edgecv.converters.onnx_fold_frames import fold_frames
 from edgecv.converters.onnx_fold_pads import fold_pads
+from edgecv.converters.onnx_pooled import pool_globally
 from edgecv.errors import ConversionError, InputError, one_line
 from edgecv.files import write_file
 from edgecv.models.framed import Framed
@@ -101,6 +103,8 @@ def write_graph(
     model = _export(module, inputs, outputs, options, name)
     _strip_notes(model)
     fold_pads(model)
+    fold_frames(model)
+    pool_globally(model)
     for key, value in {"edgecv_version": edgecv.__version__, **(metadata or {})}.items():
         model.metadata_props.add(key=key, value=value)
     model.ir_version = min(model.ir_version, IR_VERSION)

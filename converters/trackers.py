@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -36,13 +37,14 @@ from edgecv.runtimes.pt import TorchSession
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import SessionOptions
 from edgecv.schema import encode
-from edgecv.tensors import TensorSpec
+from edgecv.tensors import Array, TensorSpec
 
 __all__ = ["TASK", "TrackerOptions", "convert_tracker"]
 
 TASK = "tracking"
 TEMPLATE, SEARCH = "template", "search"
 PRECISIONS = ("fp32", "fp16", "int8")
+SHORTEST = 0.1  # pixels: a shorter distance is none
 Branch = TemplateBranch | SearchBranch
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -232,8 +234,9 @@ class _Job:
             create(files[SEARCH], SessionOptions()) as search,
         ):
             got, boxes = answers((template, search), self._settings, self._crops)
-        outputs, wanted = self._wanted
-        found = _with_boxes(worst_gate(outputs, got, precision, TASK), mean_iou(wanted, boxes), precision)
+        (outputs, wanted), settings = self._wanted, self._settings
+        maps = worst_gate(_measured(outputs, settings), _measured(got, settings), precision, TASK)
+        found = _with_boxes(maps, mean_iou(wanted, boxes), precision)
         if not found.ok:
             raise ParityError(
                 f"{variant} does not agree with the network on {len(boxes)} targets, nothing was written: "
@@ -241,6 +244,15 @@ class _Job:
                 found,
             )
         return dataclasses.replace(found.parity, samples=len(boxes))
+
+
+def _measured(outputs: dict[str, Array], settings: TrackerSettings) -> dict[str, Array]:
+    """Maps as they are compared: distances as logarithms, as the layers before the last give them. Where nothing is,
+    they are thousands of pixels, which nobody reads.
+    """
+    if settings.head != "points":
+        return outputs
+    return {**outputs, "box": np.log(np.maximum(outputs["box"], SHORTEST))}
 
 
 def _with_boxes(gate: Gate, iou: float, precision: str) -> Gate:

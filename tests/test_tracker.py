@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecv.errors import InputError
@@ -17,9 +17,11 @@ from tests.conftest import require
 
 require("opencv")
 
-from edgecv.pipelines.tracking import Tracker  # noqa: E402  (after the check that OpenCV is there)
+import cv2  # noqa: E402  (after the check that OpenCV is there)
+
+from edgecv.pipelines.tracking import Tracker  # noqa: E402
 from edgecv.pipelines.tracking.boxes import Box, iou, overlaps  # noqa: E402
-from edgecv.pipelines.tracking.crops import cut, fill_colour  # noqa: E402
+from edgecv.pipelines.tracking.crops import cut, cut_near, fill_colour  # noqa: E402
 from edgecv.tensors import Array  # noqa: E402
 from tests.tracking import SETTINGS, Search, Template, scene  # noqa: E402
 
@@ -212,6 +214,28 @@ def test_any_square_is_cut_into_the_same_few_bytes(centre: tuple[float, float], 
     tracemalloc.start()
     cut(frame, centre, side, fill_colour(frame), out)
     assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+@given(st.tuples(st.floats(-60, 380), st.floats(-60, 300)), st.floats(20, 700))
+@settings(max_examples=100, deadline=None)
+def test_a_near_square_is_near_and_says_where_it_is(centre: tuple[float, float], side: float) -> None:
+    frame = cv2.GaussianBlur(scene(FIRST), (0, 0), 3)
+    near, exact = np.zeros((127, 127, 3), np.uint8), np.zeros((127, 127, 3), np.uint8)
+    where, whole = cut_near(frame, centre, side, fill_colour(frame), near)
+    pixel = side / 127
+    assert whole == pytest.approx(side, abs=0.6 * pixel)
+    assert all(abs(one - other) <= 0.6 * pixel for one, other in zip(where, centre, strict=True))
+    cut(frame, where, whole, fill_colour(frame), exact)
+    assert np.abs(near[2:-2, 2:-2].astype(int) - exact[2:-2, 2:-2]).mean() < 0.7
+
+
+@pytest.mark.parametrize(("centre", "side"), [((160, 120), 1e6), ((-1e5, 5), 50), ((160, 120), 1e-3), ((0, 0), 1000)])
+def test_a_near_square_costs_little_memory_wherever_it_is(centre: tuple[float, float], side: float) -> None:
+    frame, out = scene(FIRST), np.zeros((255, 255, 3), np.uint8)
+    tracemalloc.start()
+    cut_near(frame, centre, side, fill_colour(frame), out)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class Variant:
         width: multiplies the backbone's channels.
         search: side of the search crop; the answer has a cell for every 16 pixels of it, rounded up.
         exemplar: side of the exemplar crop.
+        color: order of the channels that the network takes.
         penalty, window, rate: how the tracker weighs candidates, as ``TrackerSettings`` has them.
         confidence: constants of the tracker's status.
         published: names of the parts in the published weights where they differ from ours.
@@ -66,6 +67,7 @@ class Variant:
     width: float = 1.0
     search: int = 255
     exemplar: int = 127
+    color: Literal["rgb", "bgr"] = "bgr"
     published: dict[str, str] | None = None
 
 
@@ -123,8 +125,8 @@ def nanotrack_v2(**options: Any) -> NanoTrack:
 class NanoTrack(Siamese):
     """Exemplar and search crop to a score and a box for every cell of a grid.
 
-    Images are float BGR 0-255. The published weights load strictly, although they have other names and a neck that no
-    published graph uses.
+    Images are float 0-255, BGR unless the variant says otherwise. The published weights load strictly, although they
+    have other names and a neck that no published graph uses.
     """
 
     def __init__(self, variant: Variant) -> None:
@@ -139,7 +141,7 @@ class NanoTrack(Siamese):
             confidence=variant.confidence,
         )
         as_is = (1 / 255, 1 / 255, 1 / 255)
-        super().__init__(settings, Preprocess(size=(variant.search, variant.search), std=as_is, color="bgr"))
+        super().__init__(settings, Preprocess(size=(variant.search, variant.search), std=as_is, color=variant.color))
         self.variant = variant
         self.backbone = Backbone(variant.width)
         cells = (-(-variant.exemplar // STRIDE)) ** 2

@@ -73,16 +73,18 @@ class Confidence:
 def measure(response: NDArray[np.float32]) -> Measures:
     """Measure a response map ``[rows, columns]`` of logits."""
     row, column = divmod(int(response.argmax()), response.shape[1])
-    peak, low, mean = float(response[row, column]), float(response.min()), float(response.mean())
-    squares = float(np.square(response - low).mean())
-    apce = (peak - low) ** 2 / max(squares, FLOOR**2)
+    exact = response.astype(np.float64)  # sums of squares are taken apart below
+    flat, count = exact.ravel(), response.size
+    peak, low, total, squares = float(exact[row, column]), float(flat.min()), float(flat.sum()), float(flat @ flat)
+    energy = (squares - 2 * low * total) / count + low * low
+    apce = (peak - low) ** 2 / max(energy, FLOOR**2)
     rows = slice(max(0, row - SIDELOBE), row + SIDELOBE + 1)
     columns = slice(max(0, column - SIDELOBE), column + SIDELOBE + 1)
-    lobe = response[rows, columns]
-    count = max(response.size - lobe.size, 1)
-    sidelobe = (mean * response.size - float(lobe.sum())) / count
-    outside = float(np.square(response - sidelobe).sum() - np.square(lobe - sidelobe).sum())
-    psr = (peak - sidelobe) / max(math.sqrt(max(outside, 0.0) / count), FLOOR)
+    lobe = exact[rows, columns].ravel()
+    rest = max(count - lobe.size, 1)
+    sidelobe = (total - float(lobe.sum())) / rest
+    variance = (squares - float(lobe @ lobe)) / rest - sidelobe * sidelobe
+    psr = (peak - sidelobe) / max(math.sqrt(max(variance, 0.0)), FLOOR)
     return Measures(peak, math.log(max(psr, FLOOR)), math.log(max(apce, FLOOR)))
 
 

@@ -51,12 +51,14 @@ class Points:
 
     def locate(self, outputs: Mapping[str, Array], size: Size) -> Found:
         score, sides = outputs["score"][0], outputs["box"][0]
-        grid = self._grid = self._grid or Grid(score.shape[1:], self.settings.stride)
-        left, top, right, bottom = np.clip(sides.reshape(4, -1), -LARGEST, LARGEST)
+        grid = self._grid = self._grid or Grid(score.shape[1:], self.settings)
+        left, top, right, bottom = _within(sides.reshape(4, -1), LARGEST)
         logits = _target_of_two(score)
-        x, y = grid.x + 0.5 * (right - left), grid.y + 0.5 * (bottom - top)
-        boxes = np.stack([x, y, np.maximum(left + right, 1 / LARGEST), np.maximum(top + bottom, 1 / LARGEST)])
-        return _choose(boxes, logits.ravel(), grid.window, size, self.settings, logits)
+        w, h = np.maximum(left + right, 1 / LARGEST), np.maximum(top + bottom, 1 / LARGEST)
+        best, chance, follow = _choose(w, h, logits.ravel(), grid.window, size, self.settings)
+        x = grid.x[best] + 0.5 * (right[best] - left[best])
+        y = grid.y[best] + 0.5 * (bottom[best] - top[best])
+        return Found((float(x), float(y)), follow, chance, logits)
 
 
 class Anchors:
@@ -66,17 +68,23 @@ class Anchors:
         self.settings = settings
         self._grid: Grid | None = None
         ratios = np.array(settings.ratios, np.float32)
-        self._sides = settings.anchor / np.sqrt(ratios), settings.anchor * np.sqrt(ratios)
+        stretch: Floats = np.sqrt(ratios)
+        self._sides: tuple[Floats, Floats] = (settings.anchor / stretch, settings.anchor * stretch)
 
     def locate(self, outputs: Mapping[str, Array], size: Size) -> Found:
         count = len(self.settings.ratios)
         score, offsets = outputs["score"][0], outputs["box"][0]
-        grid = self._grid = self._grid or Grid(score.shape[1:], self.settings.stride)
-        logits = _target_of_two(score.reshape(2, count, *grid.shape))
+        grid = self._grid = self._grid or Grid(score.shape[1:], self.settings, count)
+        logits = _target_of_two(score.reshape(2, count, -1))
         x, y, w, h = offsets.reshape(4, count, -1)
-        wide, high = (side[:, None] for side in self._sides)
-        boxes = np.stack([grid.x + x * wide, grid.y + y * high, wide * _exp(w), high * _exp(h)]).reshape(4, -1)
-        return _choose(boxes, logits.ravel(), np.tile(grid.window, count), size, self.settings, logits.max(0))
+        wide, high = self._sides
+        widths: Floats = (wide[:, None] * _exp(w)).ravel()
+        heights: Floats = (high[:, None] * _exp(h)).ravel()
+        best, chance, follow = _choose(widths, heights, logits.ravel(), grid.window, size, self.settings)
+        anchor, cell = divmod(best, x.shape[1])
+        right = grid.x[cell] + x[anchor, cell] * self._sides[0][anchor]
+        down = grid.y[cell] + y[anchor, cell] * self._sides[1][anchor]
+        return Found((float(right), float(down)), follow, chance, logits.max(0).reshape(score.shape[1:]))
 
 
 class Peak:
@@ -110,14 +118,15 @@ class Peak:
 
 
 class Grid:
-    """The cells of an answer: their points, in pixels from the crop's centre, and the cosine window over them."""
+    """The cells of an answer: their points, in pixels from the crop's centre, and the cosine window over them, by its
+    weight; ``count`` candidates to a cell.
+    """
 
-    def __init__(self, shape: tuple[int, ...], stride: int) -> None:
-        self.shape = shape
-        rows, columns = ((np.arange(count) - count // 2) * stride for count in shape)
+    def __init__(self, shape: tuple[int, ...], settings: TrackerSettings, count: int = 1) -> None:
+        rows, columns = ((np.arange(side) - side // 2) * settings.stride for side in shape)
         y, x = np.meshgrid(rows, columns, indexing="ij")
         self.x, self.y = x.ravel().astype(np.float32), y.ravel().astype(np.float32)
-        self.window = _hanning(shape).ravel()
+        self.window = np.tile(np.float32(settings.window) * _hanning(shape).ravel(), count)
 
 
 HEADS: dict[str, type[Points] | type[Anchors] | type[Peak]] = {"points": Points, "anchors": Anchors, "peak": Peak}
@@ -134,18 +143,21 @@ def scale_factors(settings: TrackerSettings) -> tuple[float, ...]:
 
 
 def _choose(
-    boxes: Floats, logits: Floats, window: Floats, size: Size, settings: TrackerSettings, response: Floats
-) -> Found:
-    """Penalize changes of size and proportions, prefer small moves, take the best. (SiamRPN, section 4.4.)"""
-    chances, (x, y, w, h) = _sigmoid(logits), boxes
-    wide, high = size
+    w: Floats, h: Floats, logits: Floats, window: Floats, size: Size, settings: TrackerSettings
+) -> tuple[int, float, Size]:
+    """Penalize changes of size and proportions, prefer small moves, take the best. (SiamRPN, section 4.4.)
+
+    Returns:
+        Which candidate, how likely it is the target, and the target's next size.
+    """
+    chances, (wide, high) = _sigmoid(logits), size
     grown = _change(context_side(w, h, settings.context) / context_side(wide, high, settings.context))
-    turned = _change((wide / high) * (h / w))
-    penalty = np.exp((1 - grown * turned) * settings.penalty)
-    best = int(np.argmax((1 - settings.window) * penalty * chances + settings.window * window))
-    rate = float(penalty[best] * chances[best]) * settings.rate
+    turned = _change(h / w * (wide / high))
+    ranked = np.exp((1 - grown * turned) * settings.penalty) * chances
+    best = int((ranked * (1 - settings.window) + window).argmax())
+    rate = float(ranked[best]) * settings.rate
     follow = (1 - rate) * wide + rate * float(w[best]), (1 - rate) * high + rate * float(h[best])
-    return Found((float(x[best]), float(y[best])), follow, float(chances[best]), response)
+    return best, float(chances[best]), follow
 
 
 def _change(ratio: Floats) -> Floats:
@@ -162,7 +174,11 @@ def _sigmoid(logits: Floats) -> Floats:
 
 
 def _exp(logarithm: Floats) -> Floats:
-    return np.asarray(np.exp(np.clip(logarithm, -REACH, REACH)), np.float32)
+    return np.asarray(np.exp(_within(logarithm, REACH)), np.float32)
+
+
+def _within(values: Floats, reach: float) -> Floats:
+    return np.asarray(np.minimum(np.maximum(values, -reach), reach))  # np.clip takes four times as long
 
 
 @functools.lru_cache(maxsize=16)

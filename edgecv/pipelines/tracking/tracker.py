@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgecv.errors import InputError
 from edgecv.pipelines.tracking.boxes import Box, check_box, context_side
 from edgecv.pipelines.tracking.confidence import Measures, agreement, measure
-from edgecv.pipelines.tracking.crops import cut, fill_colour
+from edgecv.pipelines.tracking.crops import cut, cut_near, fill_colour
 from edgecv.pipelines.tracking.heads import Found, head_for, scale_factors
 from edgecv.pipelines.tracking.settings import TrackerSettings
 from edgecv.pipelines.tracking.target import Target, TrackState, decided, is_lost, moved, place, status_of
@@ -159,14 +159,19 @@ class Tracker:
         """Search around each target's place: what the head found, and the target moved there."""
         count, settings = len(self._factors), self.settings
         self._crops = crops = _room(self._crops, len(targets) * count)
-        scales = [context_side(*target.size, settings.context) / settings.exemplar for target in targets]
-        for index, (target, scale) in enumerate(zip(targets, scales, strict=True)):
-            for crop, factor in zip(crops[index * count :], self._factors, strict=False):
-                cut(frame, target.centre, scale * settings.search * factor, target.fill, crop)
+        places: list[tuple[Target, float]] = []  # and pixels of the frame to one of the crop
+        for index, target in enumerate(targets):
+            side = context_side(*target.size, settings.context) / settings.exemplar * settings.search
+            cuts = [
+                cut_near(frame, target.centre, side * factor, target.fill, crop)
+                for crop, factor in zip(crops[index * count :], self._factors, strict=False)
+            ]
+            centre, whole = cuts[count // 2]
+            places.append((replace(target, centre=centre), whole / settings.search))
         features = targets[0].features if len(targets) == 1 else np.concatenate([one.features for one in targets])
         outputs = self._search.run({"features": features, "search": crops[: len(features)]})
         answers = []
-        for index, (target, scale) in enumerate(zip(targets, scales, strict=True)):
+        for index, (target, scale) in enumerate(places):
             own = {name: value[index * count : (index + 1) * count] for name, value in outputs.items()}
             head = self._free_head if free[index] else self._head
             found = head.locate(own, (target.size[0] / scale, target.size[1] / scale))
