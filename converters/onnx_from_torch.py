@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.checker
@@ -23,6 +25,7 @@ from edgecv.compression.placement import freeze
 from edgecv.converters.onnx_fold_frames import fold_frames
 from edgecv.converters.onnx_fold_pads import fold_pads
 from edgecv.converters.onnx_pooled import pool_globally
+from edgecv.converters.torch_fold_norms import fold_norms, leave_in_place
 from edgecv.errors import ConversionError, InputError, one_line
 from edgecv.files import write_file
 from edgecv.models.framed import Framed
@@ -100,6 +103,8 @@ def write_graph(
     if options.reparameterize:
         reparameterize(module)
     freeze(module)
+    fold_norms(module)
+    leave_in_place(module)
     model = _export(module, inputs, outputs, options, name)
     _strip_notes(model)
     fold_pads(model)
@@ -143,6 +148,9 @@ def _export(
     module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], options: OnnxOptions, name: str
 ) -> onnx.ModelProto:
     batch = torch.export.Dim("batch")
+    shapes: tuple[Any, ...] = tuple({0: batch} for _ in inputs)
+    if any(item.kind is item.VAR_POSITIONAL for item in inspect.signature(module.forward).parameters.values()):
+        shapes = (shapes,)  # as the exporter sees ``forward(self, *tensors)``: one argument, a tuple
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -153,7 +161,7 @@ def _export(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 opset_version=options.opset,
-                dynamic_shapes=None if options.batch else tuple({0: batch} for _ in inputs),
+                dynamic_shapes=None if options.batch else shapes,
                 external_data=False,
             )
     except torch.onnx.OnnxExporterError as error:
