@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +18,11 @@ from edgecv.converters.onnx_from_torch import onnx_from_torch
 from edgecv.converters.qdq_cpu import cpu_layout
 from edgecv.errors import BackendUnavailable, InputError
 from edgecv.manifest import Variant
-from edgecv.preprocess import Preprocess
+from edgecv.pipelines.tensors import Sample, feeds
 from edgecv.runtimes.ort import OrtSession
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import SessionOptions
+from edgecv.tensors import Array
 
 __all__ = ["TOLERANCES", "bisect_variant"]
 
@@ -34,7 +36,7 @@ LABEL = "model"
 def bisect_variant(
     bundle: Bundle,
     name: str,
-    samples: Sequence[NDArray[np.uint8]],
+    samples: Sequence[NDArray[np.uint8]] | Sequence[Sample],
     *,
     checkpoint: Path | None = None,
     tolerance: float | None = None,
@@ -47,7 +49,7 @@ def bisect_variant(
     the float32 graph for a float16 variant, and the same graph for others, which shows what the backend changes.
 
     Args:
-        samples: uint8 RGB frames of any size; the first four are run.
+        samples: uint8 RGB frames of any size, or mappings as ``convert_graph`` takes them; the first four are run.
         tolerance: see ``bisect``; by default 1e-3 for fp32, 0.15 for fp16, 0.3 for int8.
 
     Raises:
@@ -73,7 +75,7 @@ def bisect_variant(
         Side(model, _opener(variant, options)),
     )
     limit = TOLERANCES.get(variant.precision, TOLERANCES["fp32"]) if tolerance is None else tolerance
-    return bisect(*sides, {"image": _frames(model, bundle.manifest.preprocess, samples)}, limit)
+    return bisect(*sides, _inputs(model, bundle, samples), limit)
 
 
 def _graph(bundle: Bundle, precision: str, name: str) -> onnx.ModelProto:
@@ -91,12 +93,15 @@ def _exported(checkpoint: Path, bundle: Bundle, precision: str) -> onnx.ModelPro
     from edgecv.models.checkpoint import read_checkpoint
 
     network, card = read_checkpoint(checkpoint)
+    preprocess = card.preprocess or bundle.manifest.preprocess
+    if preprocess is None:
+        raise InputError(f"{checkpoint} does not say what it takes, nor does {bundle.path}: leave the checkpoint out")
     quantized = is_quantized(network)
     if quantized is not (precision == "int8"):
         held = "a quantized network" if quantized else "a float network"
         raise InputError(f"{checkpoint} holds {held}, the variant is {precision}: give the checkpoint it was made from")
     with tempfile.TemporaryDirectory() as folder:
-        path = onnx_from_torch(network, Path(folder, f"{LABEL}.onnx"), card.preprocess or bundle.manifest.preprocess)
+        path = onnx_from_torch(network, Path(folder, f"{LABEL}.onnx"), preprocess)
         model = onnx.load(str(path))
     return cpu_layout(model) if quantized else model
 
@@ -108,6 +113,10 @@ def _opener(variant: Variant, options: SessionOptions) -> Open:
     return lambda path: backend.open(path, options)
 
 
-def _frames(model: onnx.ModelProto, preprocess: Preprocess, samples: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _inputs(model: onnx.ModelProto, bundle: Bundle, samples: Sequence[Any]) -> dict[str, Array]:
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return preprocess.batch([samples[index] for index in range(min(len(samples), fixed or SAMPLES))])
+    few = {index: samples[index] for index in range(min(len(samples), fixed or SAMPLES))}
+    if bundle.manifest.preprocess is not None:
+        return {"image": bundle.manifest.preprocess.batch(list(few.values()))}
+    (graph,) = bundle.manifest.graphs.values()
+    return feeds(graph.inputs, graph.preprocess, few)

@@ -26,9 +26,14 @@ IMAGE = "image"
 
 
 def with_frames(
-    model: onnx.ModelProto, preprocess: Preprocess, image: str | None = None, *, output: str | None = None
+    model: onnx.ModelProto,
+    preprocess: Preprocess,
+    image: str | None = None,
+    *,
+    name: str = IMAGE,
+    output: str | None = None,
 ) -> onnx.ModelProto:
-    """Return a copy that takes ``image``: uint8 ``[batch, height, width, 3]`` RGB at ``preprocess.size``.
+    """Return a copy that takes ``name``: uint8 ``[batch, height, width, 3]`` RGB at ``preprocess.size``.
 
     In front of the graph stand the cast, the layout change, the colour order and the normalization of ``preprocess``,
     the arithmetic of ``edgecv.models.framed``. The cast comes first, since TensorRT does nothing else with uint8. The
@@ -38,6 +43,7 @@ def with_frames(
     Args:
         model: a graph whose one image input takes normalized float32 or float16 ``[batch, 3, height, width]``.
         image: which input takes the frames, where there are several.
+        name: what that input is called afterwards.
         output: the new name of the graph's one output, as ``logits``; by default every output keeps its name.
 
     Raises:
@@ -50,14 +56,14 @@ def with_frames(
     framed = _takes_frames(value, preprocess)
     if not framed:
         _check_image(value, preprocess)
-    if value.name != IMAGE:
-        _free_name(graph, IMAGE)
+    if value.name != name:
+        _free_name(graph, name)
     if framed:
-        _rename(graph, value.name, IMAGE)
+        _rename(graph, value.name, name)
     else:
-        _prepend(graph, value, preprocess)
+        _prepend(graph, value, preprocess, name)
     if output is not None:
-        _rename_output(graph, output)
+        _rename_output(graph, output, name)
     model.ir_version = min(model.ir_version, IR_VERSION)
     model.producer_name, model.producer_version = "edgecv", edgecv.__version__
     return checked(model)
@@ -89,7 +95,10 @@ def _image_input(model: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProt
     if name is not None and name not in inputs:
         raise InputError(f"the graph has no input {name!r}, it takes {', '.join(inputs)}")
     if name is None and len(inputs) != 1:
-        raise InputError(f"the graph takes {len(inputs)} inputs ({', '.join(inputs)}): name the one that takes frames")
+        raise InputError(
+            f"the graph takes {len(inputs)} inputs ({', '.join(inputs)}): name the one that takes frames, as "
+            "edgecv.convert_graph does"
+        )
     return inputs[name or next(iter(inputs))]
 
 
@@ -143,17 +152,17 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | None] | None:
     return [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
-def _prepend(graph: onnx.GraphProto, value: onnx.ValueInfoProto, preprocess: Preprocess) -> None:
+def _prepend(graph: onnx.GraphProto, value: onnx.ValueInfoProto, preprocess: Preprocess, image: str) -> None:
     """Put the nodes in front; what was the graph's input is the tensor that they give."""
-    taken = names_in(graph) | {IMAGE}
-    if value.name == IMAGE:
-        _rename(graph, IMAGE, fresh(f"{IMAGE}_normalized", taken))
+    taken = names_in(graph) | {image}
+    if value.name == image:
+        _rename(graph, image, fresh(f"{image}_normalized", taken))
     steps = _steps(preprocess)
     if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
         steps.append(("Cast", None, {"to": TensorProto.FLOAT16}))
-    source, nodes = IMAGE, []
+    source, nodes = image, []
     for operator, constant, attributes in steps:
-        name = fresh(f"{IMAGE}_{operator.lower()}", taken)
+        name = fresh(f"{image}_{operator.lower()}", taken)
         reads = [source]
         if constant is not None:
             reads.append(fresh(f"{name}_constant", taken))
@@ -165,7 +174,7 @@ def _prepend(graph: onnx.GraphProto, value: onnx.ValueInfoProto, preprocess: Pre
     del graph.node[:]
     graph.node.extend([*nodes, *inner])
     graph.value_info.add().CopyFrom(value)
-    _make_frames(value, preprocess.size)
+    _make_frames(value, preprocess.size, image)
 
 
 def _steps(preprocess: Preprocess) -> list[tuple[str, Array | None, dict[str, Any]]]:
@@ -183,17 +192,17 @@ def _steps(preprocess: Preprocess) -> list[tuple[str, Array | None, dict[str, An
     return steps
 
 
-def _make_frames(value: onnx.ValueInfoProto, size: tuple[int, int]) -> None:
+def _make_frames(value: onnx.ValueInfoProto, size: tuple[int, int], name: str) -> None:
     batch = value.type.tensor_type.shape.dim[0]
     sizes = [batch.dim_value if batch.HasField("dim_value") else (batch.dim_param or "batch"), *size, 3]
-    value.CopyFrom(onnx.helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, sizes))
+    value.CopyFrom(onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, sizes))
 
 
-def _rename_output(graph: onnx.GraphProto, name: str) -> None:
+def _rename_output(graph: onnx.GraphProto, name: str, image: str) -> None:
     if len(graph.output) != 1:
         names = ", ".join(value.name for value in graph.output)
         raise InputError(f"the graph gives {len(graph.output)} outputs ({names}): they keep their names, not {name!r}")
-    if name == IMAGE:
+    if name == image:
         raise InputError(f"an output cannot be called {name!r}: the input is")
     if graph.output[0].name != name:
         _free_name(graph, name)

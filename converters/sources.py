@@ -26,7 +26,9 @@ from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.schema import encode
 from edgecv.tensors import Array, TensorSpec
 
-__all__ = ["OUTPUTS", "FileSource", "NetworkSource", "Source", "source_of"]
+__all__ = [
+    "OUTPUTS", "FileSource", "NetworkSource", "Source", "normalized", "read_onnx", "source_of", "with_batch",
+]  # fmt: skip
 
 OUTPUTS = {"classification": "logits", "embedding": "embedding"}
 
@@ -87,9 +89,9 @@ class FileSource:
 
     def __init__(self, path: Path, preprocess: Preprocess, task: str | None, options: OnnxOptions) -> None:
         self.task = task or "classification"
-        model = _read(path)
+        model = read_onnx(path)
         framed = with_frames(model, preprocess, output=OUTPUTS[self.task])
-        self._model = _with_batch(framed, options.batch)
+        self._model = with_batch(framed, options.batch)
         quantized = any(node.op_type == "DequantizeLinear" for node in self._model.graph.node)
         self.precision = "int8" if quantized else "fp32"
         self.reference: Session = _Outside(path, preprocess, OUTPUTS[self.task])
@@ -126,40 +128,43 @@ class _Outside(Session):
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         frames, wanted = inputs["image"], self._inner.inputs[0]
         if wanted.dtype != "uint8":
-            frames = self._normalized(frames).astype(wanted.dtype)
+            frames = normalized(frames, self._preprocess).astype(wanted.dtype)
         (answer,) = self._inner.run({wanted.name: frames}).values()
         return {self.outputs[0].name: answer}
-
-    def _normalized(self, frames: Array) -> Array:
-        spec = self._preprocess
-        mean, std = (np.array(numbers, np.float32) for numbers in (spec.mean, spec.std))
-        values: Array = (frames.astype(np.float32) / 255 - mean) / std
-        if spec.color == "bgr":
-            values = values[..., ::-1]
-        return np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32)
 
     def _close(self) -> None:
         self._inner.close()
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def normalized(frames: Array, preprocess: Preprocess) -> Array:
+    """Frames as a network of ``preprocess`` takes them: float32, channels first."""
+    mean, std = (np.array(numbers, np.float32) for numbers in (preprocess.mean, preprocess.std))
+    values: Array = (frames.astype(np.float32) / 255 - mean) / std
+    if preprocess.color == "bgr":
+        values = values[..., ::-1]
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file; ``InputError`` where it is none."""
     try:
         return onnx.load(str(path))
     except (OSError, DecodeError, ValueError) as error:
         raise InputError(f"cannot read {path} as an ONNX file: {one_line(error)}") from error
 
 
-def _with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
-    """Fix the batch; or free it, where the graph lets it be freed."""
+def with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """Fix the batch, the first dimension of every input; or free it, where the graph lets it be freed."""
     if batch is None:
         try:
             return free_batch(model)
         except ConversionError:
             return model
-    held = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if held.HasField("dim_value") and held.dim_value != batch:
-        raise ConversionError(f"the graph's batch is fixed to {held.dim_value}, {batch} was asked for")
-    held.dim_value = batch
+    for value in model.graph.input:
+        held = value.type.tensor_type.shape.dim[0]
+        if held.HasField("dim_value") and held.dim_value != batch:
+            raise ConversionError(f"the graph's batch is fixed to {held.dim_value}, {batch} was asked for")
+        held.dim_value = batch
     for value in model.graph.output:
         value.type.tensor_type.shape.dim[0].dim_value = batch
     del model.graph.value_info[:]

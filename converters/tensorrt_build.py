@@ -6,6 +6,7 @@ It imports what a device has: numpy and the library itself.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ class TensorRtOptions:
         timing_cache: a file of kernel timings, read and written, that makes the next build faster; TensorRT only.
         device: ``"cuda"`` or ``"cuda:N"``.
         timeout_s: give up on a build after this long.
+        lint: first ask ``edgecv lint``, where the package ``onnx`` is installed, and start no build of a graph that it
+            knows the library to refuse or to misread; ``False`` leaves it to the library.
     """
 
     batch: tuple[int, int, int] = (1, 1, 16)
@@ -55,6 +58,7 @@ class TensorRtOptions:
     timing_cache: str | None = None
     device: str = "cuda"
     timeout_s: float | None = None
+    lint: bool = True
 
     def __post_init__(self) -> None:
         _check_range("batch", tuple((size,) for size in self.batch), rank=1)
@@ -134,6 +138,8 @@ def build(library: Any, request: BuildRequest, log: _BuildLog) -> BuildResult:
     key = engine_key(digest, place, options.identity)
     if key == request.held_key:
         return BuildResult("held")
+    if options.lint:
+        _refuse_unready(onnx, request.library)
     logger = log.logger(library)
     builder = _start(library, request, logger, log)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -233,6 +239,18 @@ def _start(library: Any, request: BuildRequest, logger: Any, log: Log) -> Any:
         raise BackendUnavailable(
             f"{request.library} {library.__version__} cannot start its builder: {reason}"
         ) from error
+
+
+def _refuse_unready(onnx: Path, library: str) -> None:
+    if importlib.util.find_spec("onnx") is None:  # a device without it: the library says what it refuses
+        return
+    from edgecv.converters.lint import lint
+
+    errors = [item for item in lint(onnx, [library]) if item.severity == "error"]
+    if errors:
+        told = [f"{item.rule}: {item.message}; mend: {item.mend}" for item in errors[:3]]
+        more = f"; and {len(errors) - len(told)} more, which edgecv lint lists" if len(errors) > len(told) else ""
+        raise ConversionError(f"the graph is not ready for {library}: {'; '.join(told)}{more}")
 
 
 def _parse(parser: Any, onnx: Path, place: Place, log: Log) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from edgecv.compression.trackers import QuantizedTracker
 from edgecv.converters.onnx_compact import compact
 from edgecv.converters.onnx_from_torch import EXAMPLE_BATCH, OnnxOptions, metadata_for, write_graph
 from edgecv.converters.onnx_to_fp16 import fp16_from_onnx
+from edgecv.converters.packing import pack_files
 from edgecv.converters.qdq_cpu import cpu_layout
 from edgecv.converters.qdq_layouts import to_tensorrt_layout
 from edgecv.converters.registry import Converter, converter
@@ -28,7 +28,6 @@ from edgecv.files import new_folder, write_file
 from edgecv.manifest import FORMAT, Graph, Manifest, Parity, Source, Variant
 from edgecv.models.recipe import recipe_of
 from edgecv.models.siamese import SearchBranch, Siamese, TemplateBranch
-from edgecv.parity import BOUNDS, Gate, mean_iou, worst_gate
 from edgecv.pipelines.tracking.samples import Crops, Sample, answers, cut_crops
 from edgecv.pipelines.tracking.settings import TrackerSettings
 from edgecv.preprocess import Preprocess
@@ -37,14 +36,13 @@ from edgecv.runtimes.pt import TorchSession
 from edgecv.runtimes.registry import session_class
 from edgecv.runtimes.session import SessionOptions
 from edgecv.schema import encode
-from edgecv.tensors import Array, TensorSpec
+from edgecv.tensors import TensorSpec
+from edgecv.tracker_parity import TASK, gate_tracker
 
 __all__ = ["TASK", "TrackerOptions", "convert_tracker"]
 
-TASK = "tracking"
 TEMPLATE, SEARCH = "template", "search"
 PRECISIONS = ("fp32", "fp16", "int8")
-SHORTEST = 0.1  # pixels: a shorter distance is none
 Branch = TemplateBranch | SearchBranch
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -65,6 +63,7 @@ class TrackerOptions:
             ``auto`` prefer the float one where int8 is no faster; ``False`` leaves the order as it is.
         parity: ``False`` writes the bundle without comparing anything; the manifest says so.
         limit: the most targets that are compared.
+        pack: store the graphs packed where that saves a quarter at least, see ``edgecv.pack``.
     """
 
     name: str | None = None
@@ -75,6 +74,7 @@ class TrackerOptions:
     compare_speed: bool = True
     parity: bool = True
     limit: int = 32
+    pack: bool = False
 
     def __post_init__(self) -> None:
         if self.onnx.batch is not None:
@@ -136,7 +136,8 @@ def convert_tracker(
             progress("convert and compare", done, len(pairs))
         if options.compare_speed:
             variants = with_search_speed(variants, folder, job.graphs[SEARCH])
-        write_manifest(folder, job.manifest(name, variants))
+        manifest = job.manifest(name, variants)
+        write_manifest(folder, dataclasses.replace(manifest, packed=pack_files(folder) if options.pack else {}))
     return Bundle.load(out)
 
 
@@ -233,34 +234,15 @@ class _Job:
             create(files[TEMPLATE], SessionOptions()) as template,
             create(files[SEARCH], SessionOptions()) as search,
         ):
-            got, boxes = answers((template, search), self._settings, self._crops)
-        (outputs, wanted), settings = self._wanted, self._settings
-        maps = worst_gate(_measured(outputs, settings), _measured(got, settings), precision, TASK)
-        found = _with_boxes(maps, mean_iou(wanted, boxes), precision)
+            got = answers((template, search), self._settings, self._crops)
+        found = gate_tracker(self._wanted, got, precision, self._settings)
         if not found.ok:
             raise ParityError(
-                f"{variant} does not agree with the network on {len(boxes)} targets, nothing was written: "
-                + "; ".join(found.failures),
+                f"{variant} does not agree with the network on {found.parity.samples} targets, nothing was written: "
+                + found.reason,
                 found,
             )
-        return dataclasses.replace(found.parity, samples=len(boxes))
-
-
-def _measured(outputs: dict[str, Array], settings: TrackerSettings) -> dict[str, Array]:
-    """Maps as they are compared: distances as logarithms, as the layers before the last give them. Where nothing is,
-    they are thousands of pixels, which nobody reads.
-    """
-    if settings.head != "points":
-        return outputs
-    return {**outputs, "box": np.log(np.maximum(outputs["box"], SHORTEST))}
-
-
-def _with_boxes(gate: Gate, iou: float, precision: str) -> Gate:
-    """The gate of the maps, and of the boxes that are read from them; of int8 these alone."""
-    bound, failures = BOUNDS[precision].iou, () if precision == "int8" else gate.failures
-    if iou < bound:
-        failures = (*failures, f"mean IoU of the boxes is {iou:.3f}, {bound:g} wanted")
-    return Gate(dataclasses.replace(gate.parity, mean_iou=iou), failures)
+        return found.parity
 
 
 def _branches(network: Siamese) -> dict[str, Branch]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgecv.compression.quantization import QuantizeConfig, quantize
     from edgecv.compression.trackers import quantize_tracker
     from edgecv.converters import ConvertOptions, OnnxOptions, convert
+    from edgecv.converters.graphs import GraphOptions, convert_graph
     from edgecv.converters.packing import pack
     from edgecv.errors import (
         BackendUnavailable,
@@ -51,6 +52,7 @@ __all__ = [
     "EdgeCVError",
     "Embedder",
     "Gallery",
+    "GraphOptions",
     "InputError",
     "OnnxOptions",
     "ParityError",
@@ -64,6 +66,7 @@ __all__ = [
     "cluster",
     "compress",
     "convert",
+    "convert_graph",
     "evaluate",
     "load",
     "load_checkpoint",
@@ -87,6 +90,7 @@ _HOMES = {
     "edgecv.compression.quantization": ("QuantizeConfig", "quantize"),
     "edgecv.compression.trackers": ("quantize_tracker",),
     "edgecv.converters.converting": ("ConvertOptions", "convert"),
+    "edgecv.converters.graphs": ("GraphOptions", "convert_graph"),
     "edgecv.converters.onnx_from_torch": ("OnnxOptions",),
     "edgecv.converters.packing": ("pack",),
     "edgecv.errors": (

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from edgecv.bundle import Bundle
 from edgecv.manifest import Parity, Variant
+from edgecv.preprocess import Preprocess
 
 __all__ = ["model_card", "stored_mb"]
 
@@ -14,6 +15,10 @@ PIPELINES = {"classification": "image-classification", "embedding": "image-featu
 USE = {
     "classification": ("clf = edgecv.load({path!r})", "print(clf(frame)[0])  # .label .score of a uint8 RGB frame"),
     "embedding": ("embedder = edgecv.load({path!r})", "vector = embedder(frame)  # of a uint8 RGB frame"),
+    "tensors": (
+        "with edgecv.load({path!r}) as session:",
+        "    outputs = session.run(inputs)  # arrays in by name, arrays out by name, as below",
+    ),
     "tracking": (
         "tracker = edgecv.load({path!r})",
         "tracker.init(frame, (x, y, w, h))",
@@ -87,12 +92,26 @@ def _tensors(bundle: Bundle) -> Iterator[str]:
 
 
 def _preprocess(bundle: Bundle) -> Iterator[str]:
-    pre = bundle.manifest.preprocess
+    yield "## Preprocessing"
+    yield ""
+    if bundle.manifest.preprocess is not None:
+        yield from _prepared(bundle.manifest.preprocess)
+        return
+    for graph in bundle.manifest.graphs.values():
+        for spec in graph.inputs:
+            if spec.name in graph.preprocess:
+                first, second = _prepared(graph.preprocess[spec.name])
+                yield f"* `{spec.name}`: {first}"
+                yield f"  {second}"
+            else:
+                yield f"* `{spec.name}`: none, the array goes in as it is."
+
+
+def _prepared(pre: Preprocess) -> Iterator[str]:
+    """Two lines."""
     resize = "straight" if pre.resize is None else str(pre.resize)
     if isinstance(pre.resize, int):
         resize = f"short side to {pre.resize}, then the centre"
-    yield "## Preprocessing"
-    yield ""
     yield f"uint8 RGB frames, resized ({resize}) to {pre.size[0]} x {pre.size[1]} by `edgecv.Preprocess`. Inside the"
     yield f"graph: values 0 to 1, mean {list(pre.mean)}, standard deviation {list(pre.std)}, {pre.color.upper()}."
 
@@ -100,11 +119,11 @@ def _preprocess(bundle: Bundle) -> Iterator[str]:
 def _variants(bundle: Bundle) -> Iterator[str]:
     yield "## Variants"
     yield ""
-    header = ("variant", "backend", "MB", "needs", "images", "largest difference", "cosine", "same decision", "note")
+    header = ("variant", "backend", "MB", "needs", "samples", "largest difference", "cosine", "same decision", "note")
     variants = bundle.manifest.variants
     yield from _table(header, [_variant(bundle, name, item) for name, item in variants.items()])
     yield ""
-    yield "Differences are from the PyTorch network's answers on the same real images, before the bundle was written."
+    yield "Differences are from the original's answers to the same real samples, before the bundle was written."
 
 
 def _variant(bundle: Bundle, name: str, variant: Variant) -> tuple[str, ...]:

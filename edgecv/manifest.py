@@ -9,19 +9,33 @@ from edgecv.errors import InputError
 from edgecv.preprocess import Preprocess
 from edgecv.tensors import TensorSpec
 
-__all__ = ["FORMAT", "PACKED", "Accuracy", "FileRecord", "Graph", "Manifest", "Packed", "Parity", "Source", "Variant"]
+__all__ = [
+    "FORMAT", "PACKED", "TENSORS", "Accuracy", "FileRecord", "Graph", "Manifest", "Packed", "Parity", "Source",
+    "Variant",
+]  # fmt: skip
 
 FORMAT = 1
+TENSORS = "tensors"
+"""The task of a bundle whose outputs nothing is known of but their names: it has no pipeline, and no preprocessing but
+that of single inputs."""
 PACKED = ".packed"
 """Suffix of a packed file: what it is decoded to has the same path without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The inputs and outputs of one graph, the same in every variant."""
+    """The inputs and outputs of one graph, the same in every variant.
+
+    ``preprocess`` says, by name, how frames are prepared for the inputs that take them, where no pipeline does it.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    preprocess: dict[str, Preprocess] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.preprocess) - {spec.name for spec in self.inputs}):
+            raise InputError(f"preprocess names {unknown[0]!r}, which is no input of the graph")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +143,7 @@ class Manifest:
     name: str
     task: str
     graphs: dict[str, Graph]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     postprocess: dict[str, Any]
     labels: str | None
     variants: dict[str, Variant]
@@ -140,6 +154,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.graphs or not self.variants:
             raise InputError("a manifest names at least one graph and one variant")
+        if (self.preprocess is None) != (self.task == TENSORS):
+            wanted = "preprocess of single inputs alone" if self.task == TENSORS else "a preprocess"
+            raise InputError(f"a manifest of the task {self.task!r} has {wanted}")
         for name, variant in self.variants.items():
             if set(variant.graphs) != set(self.graphs):
                 raise InputError(f"variant {name!r} must hold the graphs {sorted(self.graphs)}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from edgecv.errors import BackendUnavailable, InputError
 from edgecv.evaluation import wilson_interval
 from edgecv.manifest import Parity
 from edgecv.pipelines.frames import run_frames
+from edgecv.pipelines.tensors import Sample, run_samples
 from edgecv.pipelines.tracking.boxes import overlaps
 from edgecv.preprocess import Preprocess
 from edgecv.progress import Progress, silent
@@ -25,7 +26,18 @@ from edgecv.runtimes.session import Session
 from edgecv.suspects import Sides, likely_cause
 from edgecv.tensors import Array
 
-__all__ = ["BOUNDS", "Bounds", "Gate", "Verification", "compare", "gate", "mean_iou", "verify", "worst_gate"]
+__all__ = [
+    "BOUNDS",
+    "Bounds",
+    "Gate",
+    "Verification",
+    "compare",
+    "gate",
+    "mean_iou",
+    "reference_variant",
+    "verify",
+    "worst_gate",
+]
 
 Floats = NDArray[np.float64]
 
@@ -196,7 +208,7 @@ def _changed_decisions(parity: Parity, bound: float) -> Iterator[str]:
 def verify(
     bundle: str | Path,
     *,
-    samples: Sequence[NDArray[np.uint8]],
+    samples: Sequence[NDArray[np.uint8]] | Sequence[Sample],
     reference: Session | None = None,
     reference_preprocess: Preprocess | None = None,
     threads: int | None = None,
@@ -205,7 +217,7 @@ def verify(
     """Check a bundle on the machine it will run on: every byte against the manifest, every variant against a reference.
 
     Args:
-        samples: real uint8 RGB frames of any size.
+        samples: real uint8 RGB frames of any size; of a bundle of ``convert_graph`` mappings as it takes them.
         reference: what the answers must agree with, such as a torch session of the network; by default the bundle's
             first fp32 variant that runs here.
         reference_preprocess: what the network was trained with, so that a wrong resize of the bundle is found too; by
@@ -216,26 +228,43 @@ def verify(
         BackendUnavailable: no variant can run here.
     """
     opened = Bundle.load(bundle)
+    if opened.manifest.task == "tracking":
+        raise InputError(f"{opened.path} is a tracker: edgecv.tracker_parity.verify_tracker compares it on sequences")
+    if opened.manifest.preprocess is None and reference_preprocess is not None:
+        raise InputError(f"{opened.path} has no frames of its own to prepare: leave reference_preprocess out")
     sessions, skipped = _open_variants(opened, threads)
     try:
         chosen = "the given session"
         if reference is None:
-            chosen = _reference_variant(opened, sessions)
+            chosen = reference_variant(opened, sessions)
             reference = sessions[chosen]
         preprocess = opened.manifest.preprocess
-        wanted = run_frames(reference, reference_preprocess or preprocess, samples, batch=BATCH)
+        wanted = _answers(opened, reference, reference_preprocess or preprocess, samples)
         gates = {}
         for done, (name, session) in enumerate(sessions.items(), 1):
             if name != chosen:
-                got = run_frames(session, preprocess, samples, batch=BATCH)
+                got = _answers(opened, session, preprocess, samples)
                 precision = opened.manifest.variants[name].precision
-                sides = Sides(reference, session, preprocess, samples, reference_preprocess)
+                sides = None
+                if preprocess is not None:
+                    frames = cast(Sequence[NDArray[np.uint8]], samples)
+                    sides = Sides(reference, session, preprocess, frames, reference_preprocess)
                 gates[name] = worst_gate(wanted, got, precision, opened.manifest.task, sides)
             progress("verify", done, len(sessions))
     finally:
         for session in sessions.values():
             session.close()
     return Verification(opened.sha256, chosen, len(samples), gates, skipped)
+
+
+def _answers(
+    bundle: Bundle, session: Session, preprocess: Preprocess | None, samples: Sequence[Any]
+) -> dict[str, Array]:
+    """What a session answers to frames; or, where a bundle has no preprocessing of its own, to arrays by input."""
+    if preprocess is not None:
+        return run_frames(session, preprocess, samples, batch=BATCH)
+    (graph,) = bundle.manifest.graphs.values()
+    return run_samples(session, graph.preprocess, samples, batch=BATCH)
 
 
 def worst_gate(
@@ -272,7 +301,12 @@ def _open_variants(bundle: Bundle, threads: int | None) -> tuple[dict[str, Sessi
     return opened, skipped
 
 
-def _reference_variant(bundle: Bundle, opened: dict[str, Session]) -> str:
+def reference_variant(bundle: Bundle, opened: Collection[str]) -> str:
+    """The variant that others are compared with: the first in fp32 of those that run here, or else the first of them.
+
+    Raises:
+        InputError: only one runs here.
+    """
     if len(opened) == 1:
         raise InputError(
             f"{bundle.path}: every file is intact, but only {next(iter(opened))} runs here, so there is nothing to "

@@ -34,6 +34,7 @@ def open_session(
     graph: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    cuda_graph: bool = False,
 ) -> Session:
     """Open one graph of a bundle, or a bare ``.onnx``, ``.xml`` or checkpoint file, for inference.
 
@@ -45,13 +46,14 @@ def open_session(
         graph: which graph of the bundle, where it has several.
         device: ``"cpu"``, or what the backend calls another device.
         threads: CPU threads for one inference; ``None`` leaves it to the runtime.
+        cuda_graph: on a GPU, record a run as a CUDA graph and replay it.
 
     Raises:
         InputError: the file is missing, is not a model, or an argument is unknown.
         BundleError: the bundle is broken.
         BackendUnavailable: the backend's library is not installed.
     """
-    options = SessionOptions(device, threads)
+    options = SessionOptions(device, threads, cuda_graph)
     bundle = _as_bundle(model)
     if bundle is None:
         path = _model_file(model, variant, graph)

@@ -12,6 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
+from edgecv.runtimes.ort_graphs import RecordedRuns
 from edgecv.runtimes.ort_providers import check_in_use, providers_for
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
@@ -47,7 +48,8 @@ class OrtSession(Session):
     """An ``.onnx`` or ``.ort`` file on ONNX Runtime.
 
     Devices are ``"cpu"``, ``"cuda"`` and ``"tensorrt"`` (its providers of these names; ``"cuda:1"`` is the second GPU).
-    A session that does not use the provider asked for is refused.
+    A session that does not use the provider asked for is refused. A CUDA graph is recorded for the shapes of the first
+    run, and for no others.
 
     ``optimized=False`` runs the graph as it is written, slowly, with int8 in exact arithmetic: a reference.
     ``model`` is what the file would hold, where it is in memory.
@@ -55,6 +57,7 @@ class OrtSession(Session):
 
     backend = "onnxruntime"
     suffixes = (".onnx", ".ort")
+    cuda_graphs = True
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class OrtSession(Session):
         model: bytes | None = None,
     ) -> None:
         options = options or SessionOptions()
-        providers = providers_for(options.device)
+        providers = providers_for(options.device, options.cuda_graph)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # failures come back as exceptions; nothing is printed (nor by the fallback)
         if not optimized:
@@ -89,6 +92,8 @@ class OrtSession(Session):
         self._session: Any = session
         self._names = [spec.name for spec in outputs]
         self._bindings = threading.local()
+        index = int(options.device.partition(":")[2] or 0)
+        self._recorded = RecordedRuns(session, outputs, "cuda", index) if options.cuda_graph else None
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> OrtSession:
@@ -109,12 +114,17 @@ class OrtSession(Session):
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
+            if self._recorded is not None:
+                return self._recorded.run(inputs)
             results = self._session.run(self._names, inputs)
         except ERRORS as error:
             raise InputError(f"onnxruntime could not run the graph: {one_line(error)}") from error
         return dict(zip(self._names, results, strict=True))
 
     def _run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        if self._recorded is not None:
+            super()._run_into(inputs, outputs)
+            return
         try:
             self._session.run_with_iobinding(self._bind(inputs, outputs))
         except ERRORS as error:
@@ -143,6 +153,7 @@ class OrtSession(Session):
 
     def _close(self) -> None:
         self._session = None
+        self._recorded = None
         self._bindings = threading.local()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ class OvSession(Session):
         try:
             model = read_model(Path(path)) if files is None else _model_from(files, Path(path).suffix)
             self._compiled: Any = openvino.Core().compile_model(model, options.device.upper(), _config(options))
-            inputs = [_spec(port, f"input_{i}") for i, port in enumerate(self._compiled.inputs)]
-            outputs = [_spec(port, f"output_{i}") for i, port in enumerate(self._compiled.outputs)]
+            inputs = _specs(self._compiled.inputs, model.inputs, "input")
+            outputs = _specs(self._compiled.outputs, model.outputs, "output")
             label = model.get_rt_info(LABEL).value if model.has_rt_info(LABEL) else ""
         except ERRORS as error:
             raise InputError(f"openvino cannot open {path}: {one_line(error)}") from error
@@ -178,10 +178,17 @@ def _config(options: SessionOptions) -> dict[str, Any]:
     return config
 
 
-def _spec(port: Any, fallback: str) -> TensorSpec:
-    names = sorted(port.get_names())
+def _specs(ports: Sequence[Any], named: Sequence[Any], fallback: str) -> list[TensorSpec]:
+    """What compiled ports are, by their names in the model: compiling adds those of nodes that it leaves out."""
+    return [
+        _spec(port, min(model_port.get_names(), default=f"{fallback}_{index}"))
+        for index, (port, model_port) in enumerate(zip(ports, named, strict=True))
+    ]
+
+
+def _spec(port: Any, name: str) -> TensorSpec:
     partial = port.get_partial_shape()
     shape = None
     if not partial.rank.is_dynamic:
         shape = tuple(None if size.is_dynamic else size.get_length() for size in partial)
-    return TensorSpec(names[0] if names else fallback, np.dtype(port.get_element_type().to_dtype()).name, shape)
+    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, shape)

@@ -23,12 +23,19 @@ S = TypeVar("S", bound="Session")
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a graph is run. ``threads`` of ``None`` leaves the number to the runtime (usually all cores)."""
+    """How a graph is run.
+
+    ``threads`` of ``None`` leaves the number to the runtime (usually all cores). With ``cuda_graph`` a run on a GPU is
+    recorded and replayed, which saves launch time on small networks; backends that cannot do it refuse it.
+    """
 
     device: str = "cpu"
     threads: int | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cuda_graph, bool):
+            raise InputError(f"cuda_graph is True or False, got {self.cuda_graph!r}")
         if self.threads is not None and (not isinstance(self.threads, int) or not 1 <= self.threads <= 1024):
             raise InputError(f"threads is a whole number from 1 to 1024 or None, got {self.threads!r}")
 
@@ -49,6 +56,7 @@ class Session(ABC):
 
     backend: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    cuda_graphs: ClassVar[bool] = False  # whether it does what ``SessionOptions.cuda_graph`` asks for
 
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: SessionOptions | None = None
@@ -58,6 +66,8 @@ class Session(ABC):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.options = options or SessionOptions()
+        if self.options.cuda_graph and not self.cuda_graphs:
+            raise InputError(f"backend {self.backend!r} records no CUDA graphs: leave cuda_graph out")
         self.reason = f"{self.backend}: opened directly"
         self.load_ms: float | None = None
         self.bundle_sha256: str | None = None

@@ -44,8 +44,8 @@ class EngineSession(Session):
     Args:
         path: a plan, with or without the record that edgecv writes beside it; with one, an engine that was built for
             another device, library version or driver is refused with both sides named.
-        options: ``device`` is ``"cuda"`` or ``"cuda:N"``; ``"cpu"``, every session's default, means ``"cuda"``.
-        cuda_graph: record the work of a run once per shape and replay it, which saves launch time on small networks.
+        options: ``device`` is ``"cuda"`` or ``"cuda:N"``; ``"cpu"``, every session's default, means ``"cuda"``. A CUDA
+            graph is recorded once per shape.
         cuda: what to call CUDA through; by default whatever is installed.
 
     Raises:
@@ -54,6 +54,7 @@ class EngineSession(Session):
     """
 
     suffixes = (".engine", ".plan")
+    cuda_graphs = True
     library: ClassVar[Any]
     records_graphs: ClassVar[bool] = True  # False where the library records and replays them itself
 
@@ -62,7 +63,6 @@ class EngineSession(Session):
         path: str | Path,
         options: SessionOptions | None = None,
         *,
-        cuda_graph: bool = False,
         cuda: CudaRuntime | None = None,
     ) -> None:
         options = options or SessionOptions()
@@ -73,7 +73,7 @@ class EngineSession(Session):
         self._log = Log()
         self._logger: Any = self._log.logger(self.library)
         self._busy = threading.Lock()
-        self._cuda_graph = cuda_graph
+        self._cuda_graph = options.cuda_graph
         self._graph: int | None = None
         self._shapes: dict[str, Shape] = {}
         with ExitStack() as held:

@@ -303,7 +303,8 @@ def test_a_published_pair_is_converted(
     pair = [data / "weights" / "nanotrack" / f"nanotrackv1_{part}.onnx" for part in ("backbone", "head")]
     samples = ["--samples", data / "tracking" / "vot15_bag", "--limit", "4"]
     argv = ["convert", "--from", "nanotrack", *pair, "--out", tmp_path / "out", *samples]
-    status, text, _ = edgecv(*argv, "--backends", "onnxruntime")
+    status, text, _ = edgecv(*argv, "--backends", "onnxruntime", "--pack")
     assert (status, read) == (0, [tuple(pair)])
     assert "mean IoU" in text
+    assert len(list((tmp_path / "out").rglob("*.onnx.packed"))) == 2
     assert edgecv("inspect", tmp_path / "out")[0] == 0

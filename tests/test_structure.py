@@ -33,7 +33,7 @@ LAYERS = [
     {"edgecv.card", "edgecv.datasets"},
     {"edgecv.runtimes"},
     {"edgecv.pipelines"},
-    {"edgecv.evaluation", "edgecv.parity", "edgecv.suspects", "edgecv.verification"},
+    {"edgecv.evaluation", "edgecv.parity", "edgecv.suspects", "edgecv.tracker_parity", "edgecv.verification"},
     {"edgecv.profiling"},
     {"edgecv.testing"},
     {"edgecv.models"},
@@ -49,6 +49,7 @@ TORCH_SIDE = (
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "cv2", "sklearn", "safetensors", "tqdm", "yaml")
 RUNTIME_MODULES = {
     "edgecv.runtimes.ort": "onnxruntime",
+    "edgecv.runtimes.ort_graphs": "onnxruntime",
     "edgecv.runtimes.ort_providers": "onnxruntime",
     "edgecv.runtimes.ov": "openvino",
     "edgecv.runtimes.trt": "tensorrt",

@@ -94,6 +94,7 @@ def test_a_bundle_holds_two_graphs_of_every_variant(bundle: edgecv.Bundle) -> No
     assert [str(spec) for spec in template.outputs] == ["float32[any, 6, 4, 4]"]
     assert [spec.name for spec in search.inputs] == ["features", "search"]
     assert {spec.name: spec.shape for spec in search.outputs} == {"score": (None, 2, 8, 8), "box": (None, 4, 8, 8)}
+    assert manifest.preprocess is not None
     assert manifest.preprocess.size == (31, 31)
     assert manifest.preprocess.color == "bgr"
 
@@ -197,6 +198,16 @@ def test_the_settings_may_be_others_than_the_network_s_own(tmp_path: Path) -> No
     made = convert_tracker(Tiny(), tmp_path / "out", backends=["onnxruntime"], options=options)
     assert made.manifest.variants["onnx-fp32"].parity is None
     assert edgecv.load(made).settings == settings
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_bundle_is_packed_where_it_is_converted(bundle: edgecv.Bundle, tmp_path: Path) -> None:
+    options = TrackerOptions(pack=True, parity=False)
+    made = convert_tracker(Tiny(), tmp_path / "out", backends=["onnxruntime"], options=options)
+    assert set(made.manifest.packed) == {f"onnx-fp32/{graph}.onnx.packed" for graph in ("template", "search")}
+    with edgecv.load(made) as packed, edgecv.load(bundle, variant="onnx-fp32") as plain:
+        frames = [frame for frame, _ in SAMPLES]
+        assert np.array_equal(_boxes(packed, frames), _boxes(plain, frames))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,12 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 def add_samples(parser: argparse.ArgumentParser) -> None:
     """Real images, and how many of them."""
-    parser.add_argument("--samples", metavar="IMAGES", help="real images to compare on: a folder, an image or 'digits'")
+    parser.add_argument(
+        "--samples",
+        metavar="IMAGES",
+        help="real images to compare on: a folder, an image or 'digits'; for a tracker a folder of sequences, for a "
+        "graph of tensors one of .npz files",
+    )
     parser.add_argument("--limit", type=int, default=64, help="how many of them, spread evenly (default: 64)")
 
 

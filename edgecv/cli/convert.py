@@ -8,6 +8,7 @@ from typing import Any
 
 import edgecv
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
+from edgecv.cli.convert_graph import convert_tensors, is_graph
 from edgecv.cli.convert_tracker import convert_nanotrack, convert_siamese, is_tracker
 from edgecv.cli.train import resized
 from edgecv.data import open_frames
@@ -49,14 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--size", type=int, help="image side in pixels (default: that of --preprocess)")
     files.add_argument("--labels", type=Path, help="a text file with one class name per line")
-    files.add_argument("--task", choices=("classification", "embedding"), help="what it gives (default: class scores)")
+    files.add_argument(
+        "--task",
+        choices=("classification", "embedding", "tensors"),
+        help="what it gives (default: class scores; of several inputs or outputs: tensors, which leaves them as they "
+        "are, and --samples is a folder of .npz files, each with an array for every input)",
+    )
     add_samples(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.origin == "nanotrack":
-        _refuse_pack(args)
         return convert_nanotrack(args)
     if args.head is not None:
         raise InputError(f"convert takes one file, or two with --from nanotrack; got {args.model} and {args.head}")
@@ -64,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"convert takes a .safetensors checkpoint or an .onnx file, got {args.model}")
     checkpoint = _read(args.model) if args.model.suffix == ".safetensors" else None
     if checkpoint and is_tracker(checkpoint[0]):
-        _refuse_pack(args)
         return convert_siamese(args, checkpoint[0], checkpoint[1].dataset)
+    if checkpoint is None and is_graph(args):
+        return convert_tensors(args)
     if not args.samples and not args.no_parity:
         raise InputError("give --samples IMAGES to compare the variants with the network on, or --no-parity")
     refuse_occupied(args.out)
@@ -107,11 +113,6 @@ def run(args: argparse.Namespace) -> int:
 Inputs = tuple[Any, Preprocess, tuple[str, ...], Any]
 
 
-def _refuse_pack(args: argparse.Namespace) -> None:
-    if args.pack:
-        raise InputError(f"--pack is for one graph; convert the tracker, then: edgecv pack {args.out} --out OTHER")
-
-
 def _read(path: Path) -> tuple[Any, Any]:
     from edgecv.models.checkpoint import read_checkpoint
 
@@ -128,7 +129,7 @@ def _checkpoint(args: argparse.Namespace, network: Any, card: Any) -> Inputs:
 
 def _file(args: argparse.Namespace) -> Inputs:
     if not args.preprocess:
-        raise InputError(f"{args.model} does not say how images are preprocessed: give --preprocess")
+        raise InputError(f"{args.model} does not say how images are preprocessed: give --preprocess, or --task tensors")
     labels: tuple[str, ...] = ()
     if args.labels:
         try:

@@ -56,6 +56,7 @@ def convert_siamese(args: argparse.Namespace, network: Siamese, dataset: str | N
         precisions=tuple(name.strip() for name in args.precisions.split(",")) if args.precisions else (),
         parity=not args.no_parity,
         limit=args.limit,
+        pack=args.pack,
     )
     backends = [name.strip() for name in args.backends.split(",")]
     with progress() as report:

@@ -11,6 +11,7 @@ from edgecv.card import model_card, stored_mb
 from edgecv.cli.common import add_json, print_json, table
 from edgecv.errors import InputError
 from edgecv.files import write_file
+from edgecv.preprocess import Preprocess
 from edgecv.runtimes import open_session
 from edgecv.schema import encode
 
@@ -52,8 +53,11 @@ def _bundle(bundle: Bundle, as_json: bool) -> int:
         print(f"graph {name}: {' -> '.join(ends)}")
     source = manifest.source
     print(f"licence: {source.licence or 'not said'}; trained on: {source.dataset or 'not said'}")
-    pre = manifest.preprocess
-    print(f"preprocess: {pre.size[0]}x{pre.size[1]}, resize {pre.resize}, mean {pre.mean}, std {pre.std}, {pre.color}")
+    if manifest.preprocess is not None:
+        print(f"preprocess: {_shown(manifest.preprocess)}")
+    for graph in manifest.graphs.values():
+        for name, preprocess in graph.preprocess.items():
+            print(f"preprocess of {name}: {_shown(preprocess)}")
     if accuracy := source.accuracy:
         low, high = accuracy.interval
         print(
@@ -68,6 +72,10 @@ def _bundle(bundle: Bundle, as_json: bool) -> int:
     size_of = "MB, stored of decoded" if manifest.packed else "MB"
     print(table(rows, ("variant", "backend", size_of, "needs", "largest difference")))
     return 0
+
+
+def _shown(pre: Preprocess) -> str:
+    return f"{pre.size[0]}x{pre.size[1]}, resize {pre.resize}, mean {pre.mean}, std {pre.std}, {pre.color}"
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

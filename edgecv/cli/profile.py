@@ -7,6 +7,8 @@ from pathlib import Path
 
 import edgecv
 from edgecv.cli.common import add_backend, add_json, print_json, progress
+from edgecv.cli.profile_tracker import is_tracker, profiled
+from edgecv.errors import InputError
 from edgecv.runtimes import open_session
 from edgecv.schema import encode
 
@@ -19,12 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--duration", type=float, default=10.0, metavar="S", help="seconds to measure for (default: 10)"
     )
     parser.add_argument("--batch", type=int, default=1, help="items per run (default: 1)")
-    parser.add_argument("--out", type=Path, help="write the raw samples and conditions to this JSON file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write the raw samples and conditions to this JSON file; of a tracker to NAME.search.json and so on",
+    )
+    parser.add_argument(
+        "--data", help="of a tracker: a folder of sequences, whose frames it is updated with, beside each of its graphs"
+    )
     add_backend(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if is_tracker(args.model):
+        return profiled(args)
+    if args.data:
+        raise InputError(f"--data is for trackers, {args.model} is none")
     session = open_session(args.model, backend=args.backend, variant=args.variant, threads=args.threads)
     with session, progress() as report:
         measured = edgecv.profile(session, duration_s=args.duration, batch=args.batch, progress=report)

@@ -14,6 +14,7 @@ from edgecv.errors import InputError
 from edgecv.images import read_image
 from edgecv.pipelines import Classifier, Embedder
 from edgecv.pipelines.embedder import cosines, unit
+from edgecv.runtimes import Session
 
 EXAMPLE = "edgecv run mybundle cat.jpg dog.png --top 3"
 
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     frames = [read_image(path) for path in args.images]
     with open_pipeline(args.model, args) as pipeline:
+        if isinstance(pipeline, Session):
+            raise InputError(f"{args.model} gives tensors, which say nothing of images: open it with edgecv.load")
         if not isinstance(pipeline, (Classifier, Embedder)):
             raise InputError(f"{args.model} follows targets through frames: use edgecv track")
         found = _guess(pipeline, args, frames) if isinstance(pipeline, Classifier) else _compare(pipeline, args, frames)

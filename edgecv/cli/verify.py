@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import edgecv
 from edgecv.bundle import Bundle
 from edgecv.cli.common import add_json, add_samples, print_json, progress, table
+from edgecv.cli.verify_tracker import verified
 from edgecv.data import Frame, open_frames
 from edgecv.errors import InputError
-from edgecv.manifest import Parity
+from edgecv.manifest import TENSORS, Parity
+from edgecv.parity import Verification
+from edgecv.pipelines.tensors import open_tensors
 from edgecv.preprocess import Preprocess
 from edgecv.runtimes import Session
 from edgecv.schema import encode
+from edgecv.tracker_parity import TASK
 
 EXAMPLE = "edgecv verify digits --samples digits --against runs/digits/best.safetensors"
 AGREES = "no node differs by more than the tolerance: what differs is not in the graph, or adds up within it"
@@ -40,11 +45,16 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     if not args.bisect and (args.variant or args.tolerance):
         raise InputError("--variant and --tolerance go with --bisect")
+    if bundle.manifest.task == TASK:
+        return _tell(args, verified(bundle, args), "targets")
     if not args.samples:
         raise InputError(
             f"every file of {args.bundle} is intact; give --samples IMAGES to compare the variants' answers"
         )
-    frames = open_frames(args.samples, args.limit)
+    tensors = bundle.manifest.task == TENSORS
+    if tensors and args.against:
+        raise InputError(f"--against is for bundles of images, {args.bundle} takes tensors: leave it out")
+    frames: Any = (open_tensors if tensors else open_frames)(args.samples, args.limit)
     if args.bisect and args.variant:
         return _bisect(bundle, [args.variant], frames, args)
     reference, preprocess = _network(args.against, bundle) if args.against else (None, None)
@@ -58,22 +68,28 @@ def run(args: argparse.Namespace) -> int:
             progress=report,
         )
     apart = [name for name, gate in found.gates.items() if not gate.ok]
-    if args.json and not args.bisect:
+    if args.json and args.bisect:
+        return _bisect(bundle, apart, frames, args)
+    status = _tell(args, found, "samples" if tensors else "images")
+    if args.bisect:
+        _bisect(bundle, apart, frames, args)
+    return status
+
+
+def _tell(args: argparse.Namespace, found: Verification, samples: str) -> int:
+    """Print what was found in so many of what the samples are; 1 where a variant differs."""
+    if args.json:
         print_json({"ok": found.ok, **encode(found)})
         return 0 if found.ok else 1
-    if args.json:
-        return _bisect(bundle, apart, frames, args)
     rows = [(name, "agrees" if gate.ok else "DIFFERS", *_figures(gate.parity)) for name, gate in found.gates.items()]
     rows += [(name, "not run", *"------") for name in found.skipped]
-    print(f"reference: {args.against or found.reference}, {found.samples} images")
+    print(f"reference: {args.against or found.reference}, {found.samples} {samples}")
     print(table(rows, HEADER))
     for name, gate in found.gates.items():
         for line in (*gate.failures, *([gate.cause] if gate.cause else [])):
             print(f"{name}: {line}")
     for name, reason in found.skipped.items():
         print(f"{name}: {reason}")
-    if args.bisect:
-        _bisect(bundle, apart, frames, args)
     return 0 if found.ok else 1
 
 

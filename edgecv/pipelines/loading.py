@@ -8,6 +8,7 @@ from typing import Any
 
 from edgecv.bundle import Bundle
 from edgecv.errors import BundleError, InputError
+from edgecv.manifest import TENSORS
 from edgecv.plugins import Table
 from edgecv.runtimes.opening import open_session
 
@@ -31,12 +32,14 @@ def load(
     variant: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    cuda_graph: bool = False,
 ) -> Any:
     """Open a bundle as the pipeline of its task, ready for frames: a ``Classifier``, an ``Embedder`` or a ``Tracker``.
 
-    The arguments are those of ``edgecv.open_session``; the pipeline is a context manager and has ``close``. A class in
-    the table ``PIPELINES`` has ``from_postprocess(session, preprocess, labels, postprocess)``; one that runs several
-    graphs names them in ``graphs``, and gets a session of each in front.
+    A bundle of ``edgecv.convert_graph`` has none, as nothing is known of what its outputs mean: it opens as a
+    ``Session``. The arguments are those of ``edgecv.open_session``; the pipeline is a context manager and has
+    ``close``. A class in the table ``PIPELINES`` has ``from_postprocess(session, preprocess, labels, postprocess)``;
+    one that runs several graphs names them in ``graphs``, and gets a session of each in front.
 
     Raises:
         BundleError: the bundle is broken, or this edgecv does not know its task.
@@ -44,15 +47,17 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     manifest = opened.manifest
+    settings: dict[str, Any] = {
+        "backend": backend, "variant": variant, "device": device, "threads": threads, "cuda_graph": cuda_graph,
+    }  # fmt: skip
+    if manifest.task == TENSORS:
+        return open_session(opened, **settings)
     if manifest.task not in PIPELINES.names():
         raise BundleError(f"{opened.path} is for the task {manifest.task!r}; update edgecv")
     pipeline = PIPELINES.load(manifest.task)
     with ExitStack() as stack:
         sessions = [
-            stack.enter_context(
-                open_session(opened, backend=backend, variant=variant, graph=graph, device=device, threads=threads)
-            )
-            for graph in _graphs(pipeline, opened)
+            stack.enter_context(open_session(opened, graph=graph, **settings)) for graph in _graphs(pipeline, opened)
         ]
         try:
             made = pipeline.from_postprocess(*sessions, manifest.preprocess, opened.labels, manifest.postprocess)

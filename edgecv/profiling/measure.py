@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ from edgecv.runtimes.session import Session
 from edgecv.schema import decode, dumps, loads
 from edgecv.tensors import Array, TensorSpec
 
-__all__ = ["FORMAT", "Conditions", "Profile", "example_inputs", "profile"]
+__all__ = ["FORMAT", "Conditions", "Profile", "conditions_of", "example_inputs", "profile", "sampled"]
 
 FORMAT = 1
 WARMUP_SHARE = 0.3  # of the measuring time, at most, is spent on warming up
 ANY_SIZE = 224  # what a free height or width is measured at
 Clock = Callable[[], int]
+Step = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +148,52 @@ def profile(
         with open_session(target) as session:
             return profile(session, duration_s=duration_s, batch=batch, inputs=inputs, clock=clock, progress=progress)
     feed = dict(inputs) if inputs is not None else example_inputs(target.inputs, batch)
-    conditions = _conditions(target, feed)
     fresh = not target.has_run
-    first_ms = _time(target, feed, clock)
-    warmup = _warm_up(target, feed, clock, duration_s * WARMUP_SHARE)
-    samples = _measure(target, feed, clock, duration_s, progress)
+    conditions = conditions_of(target, feed)
+    found = sampled(lambda: _time(target, feed, clock), conditions, duration_s, clock=clock, progress=progress)
+    return replace(found, load_ms=target.load_ms, first_ms=found.first_ms if fresh else None)
+
+
+def sampled(
+    step: Step,
+    conditions: Conditions,
+    duration_s: float,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    progress: Progress = silent,
+    alike: bool = True,
+) -> Profile:
+    """Measure whatever ``step`` does: each call runs it once and says how many milliseconds that took.
+
+    Args:
+        alike: every run does the same work; where not, changes of latency are no reason to doubt it.
+    """
+    first_ms = step()
+    warmup = _warm_up(step, clock, duration_s * WARMUP_SHARE)
+    samples = _measure(step, clock, duration_s, progress)
     steady = is_steady(warmup) or is_steady(list(samples))
     return Profile(
         format=FORMAT,
         samples_ms=tuple(samples.tolist()),
         warmup_runs=len(warmup),
-        load_ms=target.load_ms,
-        first_ms=first_ms if fresh else None,
-        doubts=doubts(samples, steady, conditions.load_average, conditions.machine.cores),
+        load_ms=None,
+        first_ms=first_ms,
+        doubts=doubts(samples, steady, conditions.load_average, conditions.machine.cores, alike),
         conditions=conditions,
+    )
+
+
+def conditions_of(session: Session, feed: Mapping[str, Array]) -> Conditions:
+    """What a latency of ``session`` on ``feed`` depends on, now and here."""
+    return Conditions(
+        machine=machine(),
+        backend=session.backend,
+        device=session.options.device,
+        threads=session.options.threads,
+        inputs={name: (str(array.dtype), array.shape) for name, array in feed.items()},
+        versions={**library_versions(), **session.versions},
+        bundle_sha256=session.bundle_sha256,
+        load_average=load_average(),
     )
 
 
@@ -195,39 +228,24 @@ def _time(session: Session, feed: Mapping[str, Array], clock: Clock) -> float:
     return (clock() - start) / 1e6
 
 
-def _warm_up(session: Session, feed: Mapping[str, Array], clock: Clock, limit_s: float) -> list[float]:
+def _warm_up(step: Step, clock: Clock, limit_s: float) -> list[float]:
     start = clock()
     samples: list[float] = []
     while not is_steady(samples) and clock() - start < limit_s * 1e9:
-        samples.append(_time(session, feed, clock))
+        samples.append(step())
     return samples
 
 
-def _measure(
-    session: Session, feed: Mapping[str, Array], clock: Clock, duration_s: float, progress: Progress
-) -> NDArray[np.float64]:
+def _measure(step: Step, clock: Clock, duration_s: float, progress: Progress) -> NDArray[np.float64]:
     start = clock()
     samples: list[float] = []
     elapsed = reported = 0.0
     progress("profile", 0, duration_s)
     while elapsed < duration_s:
-        samples.append(_time(session, feed, clock))
+        samples.append(step())
         elapsed = (clock() - start) / 1e9
         if elapsed - reported >= 0.2:  # between runs, not within one
             reported = elapsed
             progress("profile", min(elapsed, duration_s), duration_s)
     progress("profile", duration_s, duration_s)
     return np.array(samples)
-
-
-def _conditions(session: Session, feed: Mapping[str, Array]) -> Conditions:
-    return Conditions(
-        machine=machine(),
-        backend=session.backend,
-        device=session.options.device,
-        threads=session.options.threads,
-        inputs={name: (str(array.dtype), array.shape) for name, array in feed.items()},
-        versions={**library_versions(), **session.versions},
-        bundle_sha256=session.bundle_sha256,
-        load_average=load_average(),
-    )

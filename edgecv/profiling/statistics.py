@@ -23,18 +23,23 @@ def is_steady(samples_ms: Sequence[float], window: int = 10, tolerance: float = 
     return bool(abs(after - before) <= tolerance * before)
 
 
-def doubts(samples_ms: NDArray[np.float64], steady: bool, load: float | None, cores: int) -> tuple[str, ...]:
-    """Reasons not to trust a measurement, each with what to do about it; empty where there is none."""
+def doubts(
+    samples_ms: NDArray[np.float64], steady: bool, load: float | None, cores: int, alike: bool = True
+) -> tuple[str, ...]:
+    """Reasons not to trust a measurement, each with what to do about it; empty where there is none.
+
+    ``alike``: every run does the same work, so that a change between runs has another reason.
+    """
     count = len(samples_ms)
     found = []
-    if not steady:
+    if alike and not steady:
         found.append("latency was still changing when measuring began: warm up for longer")
     if count < FEWEST:
         found.append(f"only {count} runs: measure for longer, {FEWEST} runs are wanted for p50 and p90")
     elif count < FEWEST_P99:
         behind = max(1, count // 100)
         found.append(f"p99 rests on {behind} of {count} runs: do not quote it, or measure for longer")
-    if count >= 30:
+    if alike and count >= 30:
         third = count // 3
         first, last = np.median(samples_ms[:third]), np.median(samples_ms[-third:])
         change = float(last / first - 1) if first > 0 else 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ require("onnx")
 
 import onnx  # noqa: E402
 
+from edgecv.converters.lint import lint  # noqa: E402
 from edgecv.converters.registry import converter  # noqa: E402
 from edgecv.converters.tensorrt_build import TensorRtOptions, check_precision, profile_shapes  # noqa: E402
 from edgecv.converters.tensorrt_from_onnx import tensorrt_from_onnx, tensorrt_rtx_from_onnx  # noqa: E402
@@ -115,6 +118,55 @@ def test_an_engine_that_is_there_is_kept_until_something_changes(world: World, t
         assert (built in world.seen) == again
     convert(world, tmp_path / "fp32.onnx", optimization_level=1)
     assert built in world.seen
+
+
+def _without_importer(count: int = 1) -> bytes:
+    """``conv_relu`` with so many operators that no TensorRT imports."""
+    model = CONV.build()
+    for index in range(count):
+        model.graph.node.append(onnx.helper.make_node("Det", ["x"], [f"det_{index}"], name=f"odd_{index}"))
+    return bytes(model.SerializeToString())
+
+
+def test_what_the_lint_knows_to_fail_is_not_built(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(_without_importer())
+    with pytest.raises(
+        ConversionError,
+        match=rf"^the graph is not ready for {world.backend}: TRT002: node 'odd_0' \(Det\): .*; mend: write it with",
+    ):
+        convert(world, path)
+    assert not [name for name in world.seen if name.startswith("Builder")]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["odd.onnx"]
+
+
+def test_of_many_findings_three_are_told(newest: World, tmp_path: Path) -> None:
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(_without_importer(5))
+    with pytest.raises(ConversionError, match=r"'odd_2' .*; and 2 more, which edgecv lint lists") as caught:
+        convert(newest, path)
+    assert "odd_3" not in str(caught.value)
+
+
+def test_warnings_stop_no_build_and_the_lint_can_be_left_out(newest: World, tmp_path: Path) -> None:
+    warned = tmp_path / "warned.onnx"
+    model = CONV.build()
+    model.ir_version, model.opset_import[0].version = 10, 21
+    warned.write_bytes(model.SerializeToString())
+    assert {item.severity for item in lint(warned, ["tensorrt"])} == {"warning"}
+    assert convert(newest, warned).is_file()
+    odd = tmp_path / "odd.onnx"
+    odd.write_bytes(_without_importer())
+    assert convert(newest, odd, lint=False).is_file()  # the double takes every operator
+
+
+def test_a_device_without_onnx_leaves_it_to_the_library(
+    newest: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    monkeypatch.setitem(sys.modules, "edgecv.converters.lint", None)  # importing it would fail
+    assert convert(newest, write(tmp_path)).is_file()
 
 
 def test_timings_are_kept_for_the_next_build(newest: World, tmp_path: Path) -> None:

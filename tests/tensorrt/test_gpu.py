@@ -16,7 +16,7 @@ from edgecv.runtimes.cuda import gpus, load_cuda
 from edgecv.runtimes.engine import LIBRARIES, read_record, record_path
 from edgecv.runtimes.opening import open_session
 from edgecv.runtimes.registry import session_class
-from edgecv.runtimes.session import Session
+from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.testing import TINY_MODELS, SessionContract, TinyModel, check
 from tests.conftest import require
 
@@ -124,7 +124,7 @@ def test_two_sessions_in_threads_get_their_own_answers(backend: str, cuda_graph:
 
     def work(batch: int) -> None:
         try:
-            with opened(backend, path, cuda_graph=cuda_graph) as session:
+            with opened(backend, path, options=SessionOptions(cuda_graph=cuda_graph)) as session:
                 for step in range(50):
                     feed = {"x": np.roll(CONV.inputs(batch)["x"], step, axis=-1)}
                     check(CONV, feed, session.run(feed))
@@ -140,7 +140,7 @@ def test_two_sessions_in_threads_get_their_own_answers(backend: str, cuda_graph:
 
 
 def test_replayed_graphs_answer_as_runs_do(backend: str, tmp_path: Path) -> None:
-    with opened(backend, built(backend, CONV.build(), tmp_path), cuda_graph=True) as session:
+    with opened(backend, built(backend, CONV.build(), tmp_path), options=SessionOptions(cuda_graph=True)) as session:
         for batch in (2, 2, 2, 5, 5, 2):
             check(CONV, CONV.inputs(batch), session.run(CONV.inputs(batch)))
 
@@ -179,7 +179,7 @@ def test_opening_and_closing_gives_all_memory_back(backend: str, tmp_path: Path)
     opened(backend, path).close()  # the library keeps some for itself at the first time
     free = cuda.memory()[0]
     for _ in range(20):
-        with opened(backend, path, cuda_graph=True) as session:
+        with opened(backend, path, options=SessionOptions(cuda_graph=True)) as session:
             session.run(CONV.inputs(2))
             session.run(CONV.inputs(2))
     assert cuda.memory()[0] >= free - (8 << 20)

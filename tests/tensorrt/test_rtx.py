@@ -109,13 +109,17 @@ def test_a_tiny_graph_builds_in_each_precision(change: Any, precision: str, tmp_
 
 def test_a_zero_point_that_is_not_zero_is_refused_with_its_node(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"tensorrt_rtx \S+ refuses the graph: node '.*' \(\w*QuantizeLinear\): "):
-        build(TINY_MODELS["qdq"].build(), tmp_path)
+        build(TINY_MODELS["qdq"].build(), tmp_path, lint=False)
 
 
 def test_an_operator_nobody_knows_is_named(tmp_path: Path) -> None:
     model = TINY_MODELS["identity"].build()
     model.graph.node[0].op_type, model.graph.node[0].name = "Det", "odd_one"
-    with pytest.raises(ConversionError, match=r"node 'odd_one' \(Det\)"):
+    with pytest.raises(ConversionError, match=r"refuses the graph: node 'odd_one' \(Det\)"):
+        build(model, tmp_path, lint=False)
+    with pytest.raises(
+        ConversionError, match=r"not ready for tensorrt_rtx: TRT002: node 'odd_one' \(Det\): .*; mend: "
+    ):
         build(model, tmp_path)
 
 
@@ -128,15 +132,22 @@ def test_frames_are_cast_before_anything_else_touches_them(tmp_path: Path) -> No
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
     with pytest.raises(ConversionError, match=r"\(Transpose\): .*has type UInt8 but must have type Float"):
-        build(model, tmp_path)
+        build(model, tmp_path, lint=False)
 
 
 def test_a_graph_that_crashes_the_builder_is_one_line(tmp_path: Path) -> None:
     """A scale that is computed: the parser takes it, and the builder dies of it."""
     with pytest.raises(ConversionError, match=r"^the builder of tensorrt_rtx was killed by SIGSEGV: ") as caught:
-        build(_computed_scale(), tmp_path)
+        build(_computed_scale(), tmp_path, lint=False)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_such_a_graph_is_refused_before_the_builder_sees_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConversionError, match=r"^the graph is not ready for tensorrt_rtx: TRT110: node 'x_q' \(Quantize"
+    ):
+        build(_computed_scale(), tmp_path)
 
 
 def _computed_scale() -> onnx.ModelProto:

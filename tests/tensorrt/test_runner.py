@@ -24,7 +24,7 @@ from tests.conftest import require
 require("onnx")
 
 from edgecv.converters.registry import converter  # noqa: E402
-from edgecv.converters.tensorrt_from_onnx import TensorRtOptions  # noqa: E402
+from edgecv.converters.tensorrt_from_onnx import TensorRtOptions, tensorrt_from_onnx, tensorrt_rtx_from_onnx  # noqa: E402
 from tests.tensorrt.inhabit import inhabit, session_type  # noqa: E402
 from tests.tensorrt.world import World, pack, unpack  # noqa: E402
 
@@ -37,11 +37,16 @@ def engine(world: World, model: TinyModel, folder: Path) -> Path:
     path = folder / f"{model.name}.engine"
     key = (world.version, model.name)
     if key not in BUILT:
-        converter(world.backend).convert(model.write(folder), folder)
+        options = TensorRtOptions(lint=model.name != "qdq")  # uint8 means here what it says
+        _build(world)(model.write(folder), folder, options)
         BUILT[key] = (path.read_bytes(), record_path(path).read_bytes())
     path.write_bytes(BUILT[key][0])
     record_path(path).write_bytes(BUILT[key][1])
     return path
+
+
+def _build(world: World) -> Callable[[Path, Path, TensorRtOptions], Path]:
+    return tensorrt_rtx_from_onnx if world.backend == "tensorrt_rtx" else tensorrt_from_onnx
 
 
 def opened(world: World, folder: Path, model: TinyModel = CONV, **options: Any) -> Any:
@@ -128,7 +133,7 @@ def test_a_run_that_fails_is_an_error_and_the_next_one_works(world: World, tmp_p
 
 @pytest.mark.parametrize("static", [False, True])
 def test_a_graph_is_recorded_once_per_shape_and_replayed(world: World, tmp_path: Path, static: bool) -> None:
-    with opened(world, tmp_path, cuda_graph=True) as session:
+    with opened(world, tmp_path, options=SessionOptions(cuda_graph=True)) as session:
         for batch in (2, 2, 2) if static else (2, 2, 3, 3, 2):
             check(CONV, CONV.inputs(batch), session.run(CONV.inputs(batch)))
     recorded = 0 if world.backend == "tensorrt_rtx" else 1 if static else 3
@@ -139,13 +144,13 @@ def test_a_graph_is_recorded_once_per_shape_and_replayed(world: World, tmp_path:
 
 def test_rtx_records_graphs_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = inhabit(World("rtx-1.7"), monkeypatch)
-    with opened(world, tmp_path, cuda_graph=True):
+    with opened(world, tmp_path, options=SessionOptions(cuda_graph=True)):
         config = world.seen["ICudaEngine.create_execution_context"]["runtime_config"]
         assert config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
 
 
 def test_what_cannot_be_recorded_says_so(newest: World, tmp_path: Path) -> None:
-    with opened(newest, tmp_path, cuda_graph=True) as session:
+    with opened(newest, tmp_path, options=SessionOptions(cuda_graph=True)) as session:
         newest.cuda.fail["copy_to_host"] = 1  # the warm-up's succeeds
         with pytest.raises(InputError, match=r"cannot be recorded, open it without cuda_graph: CUDA failed in copy_to"):
             session.run(CONV.inputs(1))
