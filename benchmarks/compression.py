@@ -158,7 +158,7 @@ def timed(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str,
 
 def write_int8(network: torch.nn.Module, calibration: list[Any], path: Path) -> Path:
     """A network quantized, in the layout that CPUs run."""
-    quantized = edgecv.quantize(network, calibration, edgecv.QuantizeConfig(adaround=0), preprocess=FRAMES)
+    quantized = edgecv.quantize(network, calibration, edgecv.QuantizeConfig(rounding="nearest"), preprocess=FRAMES)
     onnx_from_torch(quantized, path, FRAMES)
     onnx.save(cpu_layout(onnx.load(str(path))), str(path))
     return path

@@ -38,7 +38,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bisect")
     torch.manual_seed(0)
     network = models.create("squeezenet1_1", num_classes=4, stem="small").eval()
-    quantized = edgecv.quantize(network, SAMPLES, edgecv.QuantizeConfig(adaround=0), preprocess=PREPROCESS)
+    quantized = edgecv.quantize(network, SAMPLES, edgecv.QuantizeConfig(rounding="nearest"), preprocess=PREPROCESS)
     edgecv.save_checkpoint(network, folder / "float.safetensors", preprocess=PREPROCESS)
     edgecv.save_checkpoint(quantized, folder / "int8.safetensors", preprocess=PREPROCESS)
     options = ConvertOptions(precisions=("fp32", "fp16", "int8"), compare_speed=False)

@@ -39,7 +39,18 @@ def _call(*argv: object) -> int:
 
 def test_a_checkpoint_is_quantized_scored_and_explained(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "int8.safetensors"
-    given = ("--samples", "digits", "--limit", 24, "--data", "digits", "--keep-float", "features.0", "--adaround", 0)
+    given = (
+        "--samples",
+        "digits",
+        "--limit",
+        24,
+        "--data",
+        "digits",
+        "--keep-float",
+        "features.0",
+        "--rounding",
+        "nearest",
+    )
     explain = ("--explain", "--backends", "onnxruntime", "--json")
     assert _call("quantize", checkpoint, *given, *explain, "--out", out) == 0
     found = json.loads(capsys.readouterr().out)
@@ -52,7 +63,9 @@ def test_a_checkpoint_is_quantized_scored_and_explained(checkpoint: Path, tmp_pa
 
 def test_both_go_into_one_bundle(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     out, bundle = tmp_path / "int8.safetensors", tmp_path / "bundle"
-    assert _call("quantize", checkpoint, "--samples", "digits", "--limit", 24, "--adaround", 0, "--out", out) == 0
+    assert (
+        _call("quantize", checkpoint, "--samples", "digits", "--limit", 24, "--rounding", "nearest", "--out", out) == 0
+    )
     assert f"checkpoint: {out}" in capsys.readouterr().out
     given = ("--quantized", out, "--backends", "onnxruntime", "--samples", "digits", "--limit", 16)
     assert _call("convert", checkpoint, *given, "--out", bundle) == 0

@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], telling: str) -> 
 def test_what_has_no_weights_or_is_quantized_is_refused() -> None:
     with pytest.raises(InputError, match="no convolution or linear layer"):
         edgecv.cluster(nn.ReLU(), [IMAGES])
-    quantized = edgecv.quantize(_small(), [IMAGES], edgecv.QuantizeConfig(adaround=0))
+    quantized = edgecv.quantize(_small(), [IMAGES], edgecv.QuantizeConfig(rounding="nearest"))
     with pytest.raises(InputError, match="is quantized already"):
         edgecv.cluster(quantized, [IMAGES])
     with pytest.raises(InputError, match=r"palettes are those of what edgecv\.cluster made"):

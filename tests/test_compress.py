@@ -32,7 +32,7 @@ from edgecv.profiling.charts import Point, bars, scatter  # noqa: E402
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 PRUNE = {"macs_ratio": 0.6, "importance": "l2", "scope": "uniform"}
-QUANTIZE = {"adaround": 0}
+QUANTIZE = {"rounding": "nearest"}
 NAMES = ("1-prune", "2-quantize")
 
 

@@ -33,7 +33,7 @@ from edgecv.runtimes.ort import OrtSession  # noqa: E402
 from edgecv.runtimes.pt import TorchSession  # noqa: E402
 
 PREPROCESS = Preprocess(size=(12, 12), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-QUICK = QuantizeConfig(adaround=0)
+QUICK = QuantizeConfig(rounding="nearest")
 
 
 class Small(nn.Module):

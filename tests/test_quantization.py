@@ -33,7 +33,7 @@ from edgecv.compression.placement import (  # noqa: E402
     quantized_layers,
     weight_quantizers,
 )
-from edgecv.compression.ptq import calibrate, correct  # noqa: E402
+from edgecv.compression.ptq import Rounding, calibrate, correct  # noqa: E402
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer  # noqa: E402
 from edgecv.compression.ranges import METHODS, activation_range, weight_scale  # noqa: E402
 from edgecv.compression.sensitivity import Harm, costliest, harms  # noqa: E402
@@ -175,7 +175,7 @@ def test_correction_restores_the_mean_of_every_channel(kind: type[nn.Module]) ->
     batches = [tuple(torch.randn(8, *shape) for shape in shapes) for _ in range(2)]
     off = []
     for corrected in (False, True):
-        graph = quantize(network, batches, QuantizeConfig(bias_correction=corrected, adaround=0))
+        graph = quantize(network, batches, QuantizeConfig(bias_correction=corrected, rounding="nearest"))
         wanted = torch.cat([network(*batch) for batch in batches]).mean(0)
         off.append(float((torch.cat([graph(*batch) for batch in batches]).mean(0) - wanted).abs().max()))
     assert off[1] < off[0] / 3
@@ -280,21 +280,23 @@ def test_least_squares_beat_the_largest_value() -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize(("chosen", "share"), [("adaround", 0.9), ("gptq", 0.8)])
 @torch.no_grad()
-def test_adaround_beats_rounding_to_the_nearest() -> None:
+def test_chosen_rounding_beats_the_nearest(chosen: Rounding, share: float) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
     smooth = nn.functional.interpolate(torch.randn(32, 3, 4, 4), scale_factor=4, mode="bilinear")
     batches = [(part,) for part in torch.split(smooth.relu(), 8)]  # of white noise, the nearest is the best there is
     wanted = network(batches[0][0])
     errors = []
-    for steps in (0, 300):
+    ways: tuple[Rounding, ...] = ("nearest", chosen)
+    for rounding in ways:
         graph = capture(network, [SHAPE])
         insert_quantizers(graph, dict.fromkeys(layers_of(graph), 3))
         calibrate(graph, batches, "minmax", "minmax")
-        correct(graph, batches, adaround=steps)
+        correct(graph, batches, rounding)
         errors.append(float((graph(batches[0][0]) - wanted).square().mean()))
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < share * errors[0]
 
 
 def test_a_checkpoint_gives_the_same_bits_back(tmp_path: Path) -> None:
@@ -389,7 +391,7 @@ def test_what_cannot_be_quantized_is_refused(network: Any, calibration: Any, con
 @pytest.mark.parametrize(
     "wrong",
     [{"weight_bits": 6}, {"layer_bits": {"a": 1}}, {"activation_range": "max"}, {"weight_range": "x"},
-     {"adaround": -1}, {"max_drop": -1.0}, {"method": "x"}],
+     {"rounding": "up"}, {"max_drop": -1.0}, {"method": "x"}],
 )  # fmt: skip
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
@@ -397,7 +399,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_the_harm_of_a_layer_is_found(block: nn.Module) -> None:
-    graph = _quantized(block, layer_bits={"right": 2}, bias_correction=False, adaround=0)
+    graph = _quantized(block, layer_bits={"right": 2}, bias_correction=False, rounding="nearest")
     found = harms(graph, [(batch,) for batch in _batches()])
     assert found[0].layer == "right"
     assert found[0].snr_db < found[1].snr_db - 6
@@ -455,7 +457,7 @@ def test_what_a_layer_gains_is_asked_of_the_quantized_network_and_decides(block:
             network(images)
         return 1.0 if network is block or "left" not in quantized_layers(network) else 0.0
 
-    graph = quantize(block, _batches(), QuantizeConfig(max_drop=0.0, adaround=0), score=score, gains=gains)
+    graph = quantize(block, _batches(), QuantizeConfig(max_drop=0.0, rounding="nearest"), score=score, gains=gains)
     assert len(asked) == 1
     assert set(quantized_layers(asked[0])) - set(quantized_layers(graph)) == {"left"}
 

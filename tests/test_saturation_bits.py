@@ -43,7 +43,7 @@ class Two(nn.Module):
 
 
 def _quantized(frames: list[Any]) -> nn.Module:
-    config = QuantizeConfig(weight_bits=8, adaround=0, activation_range="minmax")
+    config = QuantizeConfig(weight_bits=8, rounding="nearest", activation_range="minmax")
     return edgecv.quantize(Two().eval(), frames, config, preprocess=PREPROCESS)
 
 
@@ -66,7 +66,7 @@ def test_the_command_chooses_bits_and_a_layer_named_float_stays_so(tmp_path: Pat
     network = models.create("squeezenet1_1", num_classes=10, stem="small").eval()
     preprocess = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     edgecv.save_checkpoint(network, tmp_path / "net.safetensors", preprocess=preprocess)
-    given = ["--samples", "digits", "--limit", "6", "--adaround", "0", "--weight-bits", "auto"]
+    given = ["--samples", "digits", "--limit", "6", "--rounding", "nearest", "--weight-bits", "auto"]
     given += ["--keep-float", "features.0", "--out", str(tmp_path / "int8.safetensors")]
     assert main(["quantize", str(tmp_path / "net.safetensors"), *given]) == 0
     bits = quantized_layers(edgecv.load_checkpoint(tmp_path / "int8.safetensors"))

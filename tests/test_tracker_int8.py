@@ -31,7 +31,7 @@ from tests.tiny_tracker import Tiny  # noqa: E402
 from tests.tracking import scene  # noqa: E402
 
 SAMPLES = [(scene((100 + 9 * step, 80, 40, 30)), (100.0 + 9 * step, 80.0, 40.0, 30.0)) for step in range(6)]
-PLAIN = QuantizeConfig(adaround=0)
+PLAIN = QuantizeConfig(rounding="nearest")
 BYTES = Preprocess(size=(63, 63), std=(0.2, 0.2, 0.2), color="bgr")
 CROPS = torch.randn(2, 3, 31, 31), torch.randn(2, 3, 63, 63)
 

@@ -43,11 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--equalize", action="store_true", help="equalize the channels of neighbouring layers first")
     how.add_argument(
-        "--adaround",
-        type=int,
-        default=60,
-        metavar="STEPS",
-        help="of choosing each layer's rounding (default: 60; 0: off)",
+        "--rounding",
+        choices=("gptq", "adaround", "nearest"),
+        default="gptq",
+        help="of weights: by what it does to a layer's output, solved or trained, or to the nearest",
     )
     how.add_argument("--keep-float", action="append", default=[], metavar="LAYER", help="a layer that stays float")
     how.add_argument(
@@ -142,7 +141,7 @@ def _config(args: argparse.Namespace) -> edgecv.QuantizeConfig:
         layer_bits=dict.fromkeys(args.keep_float, 0),
         activation_range=args.range,
         equalize=args.equalize,
-        adaround=args.adaround,
+        rounding=args.rounding,
         max_drop=args.max_drop,
         method="qat" if args.qat else "ptq",
         training=training,
@@ -155,7 +154,7 @@ def _with_bits(
     """The configuration with 7 bits in the layers that 8 would saturate."""
     from edgecv.converters.saturation_bits import bits_without_saturation
 
-    quick = dataclasses.replace(config, adaround=0, max_drop=None, method="ptq")
+    quick = dataclasses.replace(config, rounding="nearest", max_drop=None, method="ptq")
     trial = edgecv.quantize(network, frames, quick, preprocess=preprocess, progress=report)
     bits = bits_without_saturation(trial, frames, preprocess)
     return dataclasses.replace(config, layer_bits={**bits, **config.layer_bits})

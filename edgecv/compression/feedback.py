@@ -1,11 +1,11 @@
 """Weights rounded one input after another, each error made up for by the inputs still to come.
 
-As GPTQ does it (Frantar et al., 2022, arXiv:2210.17323), with a palette in place of its grid.
+As GPTQ does it (Frantar et al., 2022, arXiv:2210.17323), with any grid or palette.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from edgecv.compression.capture import is_call
 
-__all__ = ["round_with_feedback", "second_moments"]
+__all__ = ["LARGEST", "factor_of", "groups_of", "parts_of", "round_with_feedback", "rows_of", "second_moments", "sweep"]
 
 aten = torch.ops.aten
 DAMPING = 0.01  # of the mean second moment, added to each: what calibration has not seen must not blow up
 LARGEST = 8192  # inputs of a layer: its second moments have the square of that
-IMAGES = 4  # unfolded at a time
+UNFOLDED = 1 << 21  # values at a time: more are given back to the system and taken again each time
 
 
 def second_moments(product: fx.Node, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor | None:
@@ -28,15 +28,13 @@ def second_moments(product: fx.Node, weight: Tensor, inputs: Sequence[Tensor]) -
     ``None`` for what has none of this kind: convolutions in groups or in other than two dimensions, and very wide ones.
     """
     width = weight[0].numel()
-    if width > LARGEST or not (is_call(product, aten.linear.default) or _is_plain(product)):
+    if width > LARGEST or groups_of(product) != 1:
         return None
-    total = torch.zeros(width, width, dtype=torch.float64)
-    count = 0
-    for batch in inputs:
-        for part in torch.split(batch, IMAGES):
-            rows = _rows(product, weight, part).double()
-            total += rows.T @ rows
-            count += len(rows)
+    total, count = torch.zeros(width, width, dtype=torch.float64), 0
+    for (part,) in parts_of(product, weight, inputs):
+        rows = rows_of(product, weight, part)[0].double()
+        total += rows @ rows.T
+        count += rows.shape[1]
     return total / max(1, count)
 
 
@@ -47,31 +45,63 @@ def round_with_feedback(weight: Tensor, kept: Tensor, moments: Tensor, rounded: 
         moments: of the inputs, see ``second_moments``.
         rounded: from a column, the weights that one input has, to what they become.
     """
-    left = weight.reshape(len(weight), -1).double()
+    left = weight.reshape(1, len(weight), -1).double()
     stays = kept.reshape(left.shape)
     damped = moments + torch.diag(DAMPING * moments.diagonal().mean().clamp(min=1e-12).expand(len(moments)))
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    done = torch.zeros_like(left)
-    for index in range(left.shape[1]):
-        column = left[:, index]
-        done[:, index] = torch.where(stays[:, index], rounded(column), 0.0)
-        error = (column - done[:, index]) / factor[index, index]
-        left[:, index + 1 :] -= torch.outer(error, factor[index, index + 1 :])
-    return done.reshape(weight.shape).to(weight.dtype)
+
+    def chosen(column: Tensor, index: int) -> Tensor:
+        return torch.where(stays[:, :, index], rounded(column[0])[None], 0.0)
+
+    return sweep(left, factor_of(damped[None]), chosen).reshape(weight.shape).to(weight.dtype)
 
 
-def _is_plain(product: fx.Node) -> bool:
-    groups = product.args[6] if len(product.args) > 6 else 1
-    return is_call(product, aten.conv2d.default) and bool(groups == 1)
+def factor_of(moments: Tensor) -> Tensor:
+    """What ``sweep`` hands errors on by: the upper Cholesky factor of each inverse, of ``[groups, inputs, inputs]``."""
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
+    return factor
 
 
-def _rows(product: fx.Node, weight: Tensor, values: Tensor) -> Tensor:
-    """What each output is the product of: ``[outputs, inputs]``."""
+def sweep(weight: Tensor, factor: Tensor, chosen: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """``weight`` ``[groups, outputs, inputs]``, each column ``chosen`` after the errors before it are made up for."""
+    left, done = weight.clone(), torch.zeros_like(weight)
+    for index in range(weight.shape[2]):
+        column = left[:, :, index]
+        done[:, :, index] = chosen(column, index)
+        error = (column - done[:, :, index]) / factor[:, index, index, None]
+        left[:, :, index + 1 :] -= error[:, :, None] * factor[:, None, index, index + 1 :]
+    return done
+
+
+def groups_of(product: fx.Node) -> int | None:
+    """In how many groups a layer multiplies; ``None`` for one that ``rows_of`` cannot take apart."""
     if is_call(product, aten.linear.default):
-        return values.reshape(-1, values.shape[-1])
+        return 1
+    if not is_call(product, aten.conv2d.default):
+        return None
+    return int(product.args[6]) if len(product.args) > 6 else 1  # type: ignore[arg-type]
+
+
+def parts_of(
+    product: fx.Node, weight: Tensor, inputs: Sequence[Tensor], *others: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of a layer's ``inputs`` that are small enough to be unfolded, with the same images of ``others``."""
+    taps = 1 if is_call(product, aten.linear.default) else weight[0, 0].numel()
+    for batches in zip(inputs, *others, strict=True):
+        images = max(1, UNFOLDED // max(1, batches[0][0].numel() * taps))
+        yield from zip(*(torch.split(batch, images) for batch in batches), strict=True)
+
+
+def rows_of(product: fx.Node, weight: Tensor, values: Tensor) -> Tensor:
+    """What each output is the product of: ``[groups, inputs, outputs]``."""
+    if is_call(product, aten.linear.default):
+        return values.reshape(1, -1, values.shape[-1]).transpose(1, 2)
+    groups = groups_of(product) or 1
     stride, padding, dilation = (_argument(product, place, usual) for place, usual in ((3, 1), (4, 0), (5, 1)))
+    if weight.shape[2:] == (1, 1) and padding == (0, 0):
+        seen = values[:, :, :: stride[0], :: stride[1]].transpose(0, 1)
+        return seen.reshape(groups, seen.shape[0] // groups, -1)
     columns = functional.unfold(values, weight.shape[2:], dilation=dilation, padding=padding, stride=stride)
-    return columns.transpose(1, 2).flatten(0, 1)
+    return columns.transpose(0, 1).reshape(groups, columns.shape[1] // groups, -1)
 
 
 def _argument(product: fx.Node, place: int, usual: int) -> tuple[int, int]:

@@ -11,13 +11,17 @@ from torch import Tensor, fx
 from edgecv.compression.adaround import round_adaptively
 from edgecv.compression.calibration import Inputs
 from edgecv.compression.capture import CONVOLUTIONS, PADS, PRODUCTS, held_parameter, is_call
+from edgecv.compression.gptq import round_to_outputs
 from edgecv.compression.quantizers import ActivationQuantizer, WeightQuantizer
 from edgecv.compression.ranges import RangeMethod, activation_range, weight_scale
 from edgecv.compression.streams import Stream
 from edgecv.progress import Progress, silent
 
-__all__ = ["calibrate", "correct", "fit_biases", "quantized_products"]
+__all__ = ["ROUNDINGS", "Rounding", "calibrate", "correct", "fit_biases", "quantized_products"]
 
+Rounding = Literal["gptq", "adaround", "nearest"]
+ROUNDINGS = ("gptq", "adaround", "nearest")
+STEPS = 60  # of AdaRound in each layer; more do little more
 LARGEST_BIAS = 2.0**30  # in steps of an int32 accumulator
 
 aten = torch.ops.aten
@@ -53,17 +57,17 @@ def calibrate(
 def correct(
     graph: fx.GraphModule,
     batches: Sequence[Inputs],
+    rounding: Rounding = "nearest",
     *,
     biases: bool = True,
-    adaround: int = 0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> None:
     """Correct each quantized layer in turn for what rounding changed, in it and before it, on ``batches``.
 
     The mean of each channel before its activation function becomes that of the float network again (Nagel et al., 2019,
-    arXiv:1906.04721, section 4.2, with the data instead of batch norm's statistics), unless ``biases`` is off. With
-    ``adaround`` steps, the weights' rounding is chosen first.
+    arXiv:1906.04721, section 4.2, with the data instead of batch norm's statistics), unless ``biases`` is off. Where
+    ``rounding`` is not to the nearest, it is chosen first.
     """
     exact, rounded = Stream(graph, batches, exact=True), Stream(graph, batches, exact=False)
     nodes, products = list(graph.graph.nodes), quantized_products(graph)
@@ -75,8 +79,11 @@ def correct(
             bias = held_parameter(graph, node.args[2])
             corrected.add(node.args[2])
             quantizer, weight = products[node]
-            if adaround:
-                round_adaptively(node, weight, quantizer, bias, inputs, wanted, steps=adaround, seed=seed)
+            if rounding == "adaround":
+                round_adaptively(node, weight, quantizer, bias, inputs, wanted, steps=STEPS, seed=seed)
+            elif rounding == "gptq":
+                round_to_outputs(node, weight, quantizer, inputs, wanted, None if biases else bias)
+            if rounding != "nearest":
                 got = [_call(node, part, quantizer(weight), bias) for part in inputs]
             if biases:
                 shift = _mean(node, wanted) - _mean(node, got)

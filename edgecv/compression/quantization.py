@@ -16,7 +16,7 @@ from edgecv.compression.capture import capture
 from edgecv.compression.equalization import equalize
 from edgecv.compression.levels import fix_levels, read_levels
 from edgecv.compression.placement import insert_quantizers, is_quantized, layers_of
-from edgecv.compression.ptq import calibrate, correct, fit_biases
+from edgecv.compression.ptq import ROUNDINGS, Rounding, calibrate, correct, fit_biases
 from edgecv.compression.ranges import METHODS, RangeMethod
 from edgecv.compression.sensitivity import costliest, harms
 from edgecv.errors import InputError
@@ -49,8 +49,9 @@ class QuantizeConfig:
         weight_range: the same for the scale of a channel's weights, see ``weight_scale``.
         equalize: bring the channels of neighbouring layers to equal ranges first, see ``equalize``.
         bias_correction: let each layer's mean output be what it was, see ``correct``.
-        adaround: steps of choosing each layer's rounding by its output, see ``round_adaptively``; more do little more,
-            0 rounds to the nearest, which is faster.
+        rounding: how weights are brought to steps of their scale: ``"gptq"`` by what it does to a layer's output, see
+            ``round_to_outputs``; ``"adaround"`` likewise, by training, see ``round_adaptively``, which takes longer;
+            ``"nearest"`` is the fastest.
         max_drop: how much of ``score`` may be lost; layers that do most harm alone stay float until no more is. With
             ``gains``, those that do most harm for each millisecond that int8 gains in them.
         method: ``"ptq"`` ends with that; ``"qat"`` trains on, see ``training``.
@@ -64,7 +65,7 @@ class QuantizeConfig:
     weight_range: Literal["minmax", "mse"] = "minmax"
     equalize: bool = False
     bias_correction: bool = True
-    adaround: int = 60
+    rounding: Rounding = "gptq"
     max_drop: float | None = None
     method: Literal["ptq", "qat"] = "ptq"
     training: TrainConfig = QAT
@@ -80,8 +81,8 @@ class QuantizeConfig:
             raise InputError(unknown("activation_range", self.activation_range, METHODS))
         if self.weight_range not in ("minmax", "mse"):
             raise InputError(f"weight_range is 'minmax' or 'mse', got {self.weight_range!r}")
-        if not isinstance(self.adaround, int) or self.adaround < 0:
-            raise InputError(f"adaround is a number of steps from 0, got {self.adaround!r}")
+        if self.rounding not in ROUNDINGS:
+            raise InputError(unknown("rounding", self.rounding, ROUNDINGS))
         if self.max_drop is not None and self.max_drop < 0:
             raise InputError(f"max_drop is a loss of score from 0, got {self.max_drop!r}")
         if self.method not in ("ptq", "qat"):
@@ -169,10 +170,8 @@ def _rounded(
     calibrate(graph, batches, config.activation_range, config.weight_range, progress)
     if frames is not None:
         fix_levels(graph, frames)
-    if config.bias_correction or config.adaround:
-        correct(
-            graph, batches, biases=config.bias_correction, adaround=config.adaround, seed=config.seed, progress=progress
-        )
+    if config.bias_correction or config.rounding != "nearest":
+        correct(graph, batches, config.rounding, biases=config.bias_correction, seed=config.seed, progress=progress)
     fit_biases(graph)
     return graph.eval()
 

@@ -31,7 +31,7 @@ from edgecv.runtimes.pt import TorchSession
 
 __all__ = ["TRACKER", "QuantizedTracker", "quantize_tracker", "rebuild"]
 
-TRACKER = QuantizeConfig(max_drop=0.1, adaround=0)
+TRACKER = QuantizeConfig(max_drop=0.1)
 STEP = "quantize_tracker"
 SIZE = torch.ops.aten.sym_size.int
 PARTS = ("template_graph", "search_graph")

@@ -26,7 +26,7 @@ def test_the_layout_for_tensorrt_builds_as_int8(name: str, tmp_path: Path) -> No
     torch.manual_seed(0)
     network = models.create(name, num_classes=4, stem="small").eval()
     frames = [np.random.default_rng(i).integers(0, 256, (32, 32, 3)).astype(np.uint8) for i in range(4)]
-    quantized = edgecv.quantize(network, frames, edgecv.QuantizeConfig(adaround=0), preprocess=PREPROCESS)
+    quantized = edgecv.quantize(network, frames, edgecv.QuantizeConfig(rounding="nearest"), preprocess=PREPROCESS)
     options = ConvertOptions(parity=False)
     bundle = edgecv.convert(
         quantized, tmp_path / "bundle", preprocess=PREPROCESS, backends=["tensorrt_rtx"], options=options
