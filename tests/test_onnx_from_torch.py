@@ -282,3 +282,9 @@ def test_a_module_that_fails_to_fold_is_refused(tmp_path: Path, network: nn.Modu
         _export(tmp_path, network)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adaptive_pooling_is_one_node(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    graph = onnx.load(str(onnx_from_torch(network, tmp_path / "pooled.onnx", Preprocess(size=(32, 32))))).graph
+    assert [node.op_type for node in graph.node] == ["Cast", "Transpose", "Conv", "GlobalAveragePool", "Reshape"]

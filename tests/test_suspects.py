@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -58,7 +59,10 @@ def _tiny() -> nn.Module:
 
 
 def _known(network: nn.Module, preprocess: Preprocess, samples: list[Any], folder: Path) -> Known:
-    graph = onnx.load(str(onnx_from_torch(network, folder / "network.onnx", preprocess)))
+    with mock.patch(
+        "edgecv.converters.onnx_from_torch.fold_frames"
+    ):  # faults are planted in a normalization of its own
+        graph = onnx.load(str(onnx_from_torch(network, folder / "network.onnx", preprocess)))
     reference = TorchSession.from_network(network, preprocess, options=ONE_THREAD)
     return Known(graph, reference, preprocess, samples)
 
@@ -209,6 +213,13 @@ def _check(found: Gate, telling: str) -> None:
 def test_a_planted_fault_fails_and_is_named(tiny: Known, tmp_path: Path, fault: str) -> None:
     plant, telling = FAULTS[fault]
     _check(_judge(tiny, plant, tmp_path), telling)
+
+
+def test_a_swap_in_a_graph_with_its_normalization_folded_is_named(tiny: Known, tmp_path: Path) -> None:
+    folded = onnx.load(str(onnx_from_torch(_tiny(), tmp_path / "folded.onnx", tiny.preprocess)))
+    known = dataclasses.replace(tiny, graph=folded)
+    assert not _judge(known, lambda graph: None, tmp_path).failures
+    _check(_judge(known, _swap_first_weights, tmp_path), "red and blue are exchanged")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class Framed(nn.Module):
     def normalize(self, frames: Tensor) -> Tensor:
         """uint8 NHWC RGB frames to what the network takes."""
         image = frames.float().permute(0, 3, 1, 2)  # the cast first: TensorRT does nothing else with uint8
+        if torch.compiler.is_exporting():
+            image = image.contiguous()  # adaptive pooling of the other layout is traced as reading through strides
         if self.flip:
             image = image.flip(1)
         return image * self.scale + self.shift
