@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import openvino
+from openvino._offline_transformations import apply_moc_transformations
 
 from edgecv.converters.registry import Converter
 from edgecv.errors import ConversionError, one_line
@@ -29,6 +30,7 @@ def openvino_from_onnx(onnx_path: Path, folder: Path, *, compress: bool = False)
     target = folder / onnx_path.with_suffix(".xml").name
     try:
         model = read_model(onnx_path)
+        apply_moc_transformations(model, cf=False)  # as OpenVINO does to any model: a device need not
         _number_anew(model)
         openvino.save_model(model, str(target), compress_to_fp16=compress)
     except ERRORS as error:
@@ -39,10 +41,11 @@ def openvino_from_onnx(onnx_path: Path, folder: Path, *, compress: bool = False)
 def _number_anew(model: Any) -> None:
     """Number the nodes that OpenVINO named itself by their place in the graph, not by a counter of the process.
 
-    Without it the same graph gives other bytes each time it is converted.
+    Without it the same graph gives other bytes each time it is converted. A node that took the place of one of another
+    type has that one's name.
     """
     for index, node in enumerate(model.get_ordered_ops()):
-        if re.fullmatch(rf"{re.escape(node.get_type_name())}_\d+", node.get_friendly_name()):
+        if re.fullmatch(r"[A-Z][A-Za-z]*_\d+", node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 

@@ -14,6 +14,7 @@ from openvino import frontend
 
 from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
+from edgecv.runtimes.ov_frames import say_quantized
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
 
@@ -160,7 +161,9 @@ def read_model(path: Path) -> Any:
     terminal.
     """
     reader = frontend.FrontEndManager().load_by_framework(FORMATS[path.suffix.lower()])
-    return reader.convert(reader.load(str(path)))
+    model = reader.convert(reader.load(str(path)))
+    say_quantized(model)
+    return model
 
 
 def _model_from(files: Mapping[str, bytes], suffix: str) -> Any:
