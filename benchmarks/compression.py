@@ -10,8 +10,12 @@ on this CPU, and as the tensorrt layout under exact arithmetic. The photos look 
 compare figures with each other only. Each has Wilson's 95 % interval, and against float the numbers of images that only
 one of the two gets right, with McNemar's exact probability that chance alone does as much.
 
-speed: int8 against float, one image of 224 pixels, one thread, in turns in one process; medians and their ratio.
-ResNets have random weights there: their speed does not depend on them.
+speed: int8 against float, one image of 224 pixels, one thread, files as a bundle has them, in turns of ten runs in one
+process: a device runs one network, and one that another just drove out of the caches is slower. Ratios are taken in each
+turn, as the clock moves, and the median of them is given.
+Where NNCF is installed (`pip install nncf`), its file is a third: MIXED preset, one scale for a tensor of
+activations, overflow fix, cleaned by `cpu_layout` (without that it is much slower on ONNX Runtime), of an ONNX file of
+float images. ResNets have random weights there: their speed does not depend on them.
 
 together: a network, pruned to half its multiply-accumulates, quantized, and both, timed in turns as above; the share is
 the speed-up of both over the product of the two.
@@ -43,8 +47,10 @@ import torch
 import edgecv
 from edgecv.compression.quantization import QAT
 from edgecv.converters.onnx_from_torch import onnx_from_torch
+from edgecv.converters.openvino_from_onnx import openvino_from_onnx
 from edgecv.converters.qdq_cpu import cpu_layout
 from edgecv.converters.qdq_layouts import to_tensorrt_layout
+from edgecv.converters.sources import normalized
 from edgecv.data import hold_out, open_samples
 from edgecv.evaluation import wilson_interval
 from edgecv.images import read_image
@@ -68,7 +74,7 @@ CIFAR_WEIGHTS = {"resnet20": "cifar_resnet/resnet20-12fca82f.th", "resnet56": "c
 FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
 CASES: dict[str, tuple[str, ...]] = {"accuracy": tuple(WEIGHTS), "speed": FAST, "together": FAST[:3]}
 BACKENDS = ("onnxruntime", "openvino")
-ROUNDS = 120
+TURNS = 20  # of ten runs
 
 
 def photos(data: Path) -> tuple[list[Any], np.ndarray]:
@@ -145,15 +151,23 @@ def measure_accuracy(name: str, data: Path, frames: list[Any], targets: np.ndarr
     return {"ptq_seconds": round(seconds, 1), "scored": int((~held).sum()), **sizes, "answers": rows}
 
 
-def timed(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """The median milliseconds of each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+def timed(runs: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
+    """Each turn's median milliseconds of each, of ten runs of which the first two do not count."""
+    medians: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
         for name, call in runs.items():
-            start = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(taken[3:]) for name, taken in times.items()}
+            times = []
+            for _ in range(10):
+                start = time.perf_counter()
+                call()
+                times.append((time.perf_counter() - start) * 1e3)
+            medians[name].append(statistics.median(times[2:]))
+    return medians
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times as fast one is as the other: the median over the turns, in each of which the clock is one."""
+    return round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 3)
 
 
 def write_int8(network: torch.nn.Module, calibration: list[Any], path: Path) -> Path:
@@ -164,12 +178,41 @@ def write_int8(network: torch.nn.Module, calibration: list[Any], path: Path) -> 
     return path
 
 
-def in_turns(paths: dict[str, Path], backend: str, frame: Any) -> dict[str, float]:
-    """The median milliseconds of each file for one image, on one thread, all in turns."""
-    image = {"image": frame[None]}
-    sessions = {key: session_class(backend).open(path, SessionOptions(threads=1)) for key, path in paths.items()}
-    taken = timed({key: functools.partial(session.run, image) for key, session in sessions.items()})
-    for session in sessions.values():
+def write_nncf(network: torch.nn.Module, calibration: list[Any], path: Path) -> Path | None:
+    """The network as NNCF quantizes it, in the layout that CPUs run, of normalized floats; ``None`` without NNCF."""
+    try:
+        import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
+    except ImportError:
+        return None
+    images = [normalized(frame[None], FRAMES) for frame in calibration]
+    program = torch.onnx.export(
+        network, (torch.from_numpy(images[0]),), dynamo=True, input_names=["image"], verbose=False
+    )  # fmt: skip
+    program.save(str(path))
+    found = nncf.quantize(
+        onnx.load(str(path)),
+        nncf.Dataset([{"image": image} for image in images]),
+        preset=nncf.QuantizationPreset.MIXED,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE, activations_quantization_params=QuantizationParameters(per_channel=False)
+        ),
+    )
+    onnx.save(cpu_layout(found), str(path))
+    return path
+
+
+def in_turns(paths: dict[str, Path], backend: str, frame: Any) -> dict[str, list[float]]:
+    """The milliseconds of each file for one image, on one thread, all in turns."""
+    runs, sessions = {}, []
+    for key, path in paths.items():
+        file = openvino_from_onnx(path, path.parent) if backend == "openvino" else path
+        session = session_class(backend).open(file, SessionOptions(threads=1))
+        sessions.append(session)
+        image = frame[None] if session.inputs[0].dtype == "uint8" else normalized(frame[None], FRAMES)
+        runs[key] = functools.partial(session.run, {"image": image})
+    taken = timed(runs)
+    for session in sessions:
         session.close()
     return taken
 
@@ -180,13 +223,17 @@ def measure_speed(name: str, data: Path, calibration: list[Any], folder: Path) -
         "float": onnx_from_torch(network, folder / f"{name}.onnx", FRAMES),
         "int8": write_int8(network, calibration, folder / f"{name}-int8.onnx"),
     }
+    nncf = write_nncf(network, calibration, folder / f"{name}-nncf.onnx")
+    paths |= {"nncf": nncf} if nncf else {}
     result: dict[str, Any] = {}
     for backend in BACKENDS:
         taken = in_turns(paths, backend, calibration[0])
-        result[backend] = {**{f"{key}_ms": round(value, 3) for key, value in taken.items()},
-                           "ratio": round(taken["float"] / taken["int8"], 3)}  # fmt: skip
+        result[backend] = {f"{key}_ms": round(statistics.median(times), 3) for key, times in taken.items()}
+        result[backend]["ratio"] = ratio(taken["float"], taken["int8"])
+        if nncf:
+            result[backend]["ratio_nncf"] = ratio(taken["float"], taken["nncf"])
     result["mb"] = {key: round(path.stat().st_size / 1e6, 3) for key, path in paths.items()}
-    print(name, {key: item.get("ratio") for key, item in result.items()}, flush=True)
+    print(name, {key: item for key, item in result.items() if key in BACKENDS}, flush=True)
     return result
 
 
@@ -202,10 +249,10 @@ def measure_together(name: str, data: Path, calibration: list[Any], folder: Path
     result: dict[str, Any] = {}
     for backend in BACKENDS:
         taken = in_turns(paths, backend, calibration[0])
-        speed_up = {key: taken["float"] / value for key, value in taken.items() if key != "float"}
+        speed_up = {key: ratio(taken["float"], taken[key]) for key in ("pruned", "int8", "both")}
         result[backend] = {
-            "ms": {key: round(value, 3) for key, value in taken.items()},
-            "speed_up": {key: round(value, 3) for key, value in speed_up.items()},
+            "ms": {key: round(statistics.median(times), 3) for key, times in taken.items()},
+            "speed_up": speed_up,
             "share": round(speed_up["both"] / (speed_up["pruned"] * speed_up["int8"]), 3),
         }
         print(name, backend, result[backend]["speed_up"], "share", result[backend]["share"], flush=True)

@@ -14,7 +14,7 @@ from openvino import frontend
 
 from edgecv.cpu import SATURATES, warn_if_saturating
 from edgecv.errors import InputError, one_line
-from edgecv.runtimes.ov_frames import say_quantized
+from edgecv.runtimes.ov_quantized import suit_kernels
 from edgecv.runtimes.session import Session, SessionOptions
 from edgecv.tensors import Array, TensorSpec
 
@@ -162,7 +162,7 @@ def read_model(path: Path) -> Any:
     """
     reader = frontend.FrontEndManager().load_by_framework(FORMATS[path.suffix.lower()])
     model = reader.convert(reader.load(str(path)))
-    say_quantized(model)
+    suit_kernels(model)
     return model
 
 

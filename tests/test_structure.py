@@ -52,7 +52,7 @@ RUNTIME_MODULES = {
     "edgecv.runtimes.ort_graphs": "onnxruntime",
     "edgecv.runtimes.ort_providers": "onnxruntime",
     "edgecv.runtimes.ov": "openvino",
-    "edgecv.runtimes.ov_frames": "openvino",
+    "edgecv.runtimes.ov_quantized": "openvino",
     "edgecv.runtimes.trt": "tensorrt",
     "edgecv.runtimes.trt_rtx": "tensorrt_rtx_bindings",
 }

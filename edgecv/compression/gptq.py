@@ -25,7 +25,9 @@ aten = torch.ops.aten
 TRUST = 3.0
 PASSES = 2  # of coordinate descent
 WIDEST = 1536  # inputs of a layer: the time grows with their square, and one step in so many inputs does little
-OUTPUTS, FEWEST = 1 << 17, 5  # per channel that are looked at, and of how many batches at least
+# Outputs that are looked at for each input of a layer, and of how many batches at least: more change the divergence
+# above by less than other photos do.
+OUTPUTS, FEWEST = 64, 5
 
 
 class _Moments(NamedTuple):
@@ -91,7 +93,7 @@ def _moments(
     crossed = torch.zeros(groups, len(weight) // groups, width, dtype=torch.float64)
     sums = torch.zeros(groups, width, 1, dtype=torch.float64), torch.zeros(*crossed.shape[:2], 1, dtype=torch.float64)
     near: tuple[Tensor, Tensor] | None = None  # the means of the first part: float32 is exact enough around them
-    count, images = 0, _enough(inputs, wanted)
+    count, images = 0, _enough(inputs, wanted, width)
     for values, outputs in parts_of(product, weight, inputs[::images], wanted[::images]):
         rows = rows_of(product, weight, values)
         given = _by_output(product, outputs, bias).reshape(groups, len(weight) // groups, -1)
@@ -109,10 +111,10 @@ def _moments(
     return _Moments(products / count, crossed / count)
 
 
-def _enough(inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> int:
+def _enough(inputs: Sequence[Tensor], wanted: Sequence[Tensor], width: int) -> int:
     """Of how many batches one is enough: large images have more outputs than their few channels need."""
     outputs = sum(part.numel() // part.shape[1] for part in wanted)
-    return max(1, min(len(inputs) // FEWEST, outputs // OUTPUTS))
+    return max(1, min(len(inputs) // FEWEST, outputs // (OUTPUTS * width)))
 
 
 def _by_output(product: fx.Node, outputs: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
-"""Frames that quantized layers read on OpenVINO: computed in int8 from the first layer on, to the same values."""
+"""Quantized models on OpenVINO: rewritten for its kernels, to the same values."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import pytest
 from tests.conftest import require
 
 require("onnx")
+require("onnxruntime")
 require("openvino")
 
 import onnx  # noqa: E402
 import openvino  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from edgecv.runtimes.ort import OrtSession  # noqa: E402
 from edgecv.runtimes.ov import OvSession, read_model  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -91,3 +94,49 @@ def test_a_layer_in_float_is_left_alone(tmp_path: Path) -> None:
 
 def test_frames_that_something_else_reads_too_are_left_alone(tmp_path: Path) -> None:
     assert operators(write(tmp_path, twice=True)[0]).count("FakeQuantize") == 1
+
+
+def write_pool(folder: Path, channels: int = 40, *, step_after: float = 0.02, twice: bool = False) -> Path:
+    """Maxima of quantized maps, quantized."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["maps", "step", "zero"], ["levels"]),
+        helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["values"]),
+        helper.make_node("MaxPool", ["values"], ["maxima"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["maxima", "step_after", "zero"], ["few"]),
+        helper.make_node("DequantizeLinear", ["few", "step_after", "zero"], ["answer"]),
+    ]
+    shape = ["batch", channels, 9, 9]
+    outputs = [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", channels, 5, 5])]
+    if twice:
+        outputs.append(helper.make_tensor_value_info("values", TensorProto.FLOAT, shape))
+    held = [
+        constant("step", np.float32(0.02)),
+        constant("step_after", np.float32(step_after)),
+        constant("zero", np.uint8(99)),
+    ]
+    graph = helper.make_graph(
+        nodes, "pool", [helper.make_tensor_value_info("maps", TensorProto.FLOAT, shape)], outputs, held
+    )
+    path = folder / "pool.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "quantized"),
+    [({}, 1), ({"channels": 64}, 2), ({"step_after": 0.03}, 2), ({"twice": True}, 2)],
+)
+def test_maxima_of_odd_numbers_of_channels_are_taken_in_float(
+    tmp_path: Path, settings: dict[str, Any], quantized: int
+) -> None:
+    path = write_pool(tmp_path, **settings)
+    assert reached(path) == quantized
+    maps = np.random.default_rng(2).normal(0, 2, (2, settings.get("channels", 40), 9, 9)).astype(np.float32)
+    with OvSession(path) as one, OrtSession(path) as other:
+        found, wanted = (session.run({"maps": maps})["answer"] for session in (one, other))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def reached(path: Path) -> int:
+    """The FakeQuantize nodes that the answers depend on."""
+    return operators(path).count("FakeQuantize")
