@@ -4,18 +4,19 @@
 
 PART is accuracy, speed, together or qat; each writes its part of benchmarks/results/compression.json.
 
-accuracy: 100 of 500 photos calibrate, spread evenly; the other 400 are scored: in float, fake-quantized in PyTorch, as
-the cpu layout under exact arithmetic (ONNX Runtime without optimizations), on ONNX Runtime and on OpenVINO as they run
-on this CPU, and as the tensorrt layout under exact arithmetic. The photos look like training images of ImageNet:
-compare figures with each other only. Each has Wilson's 95 % interval, and against float the numbers of images that only
-one of the two gets right, with McNemar's exact probability that chance alone does as much.
+accuracy: 100 of 500 photos calibrate, every fifth, and the other 400 are scored, five times, from another photo on:
+in float, fake-quantized in PyTorch, as the cpu layout under exact arithmetic (ONNX Runtime without optimizations), on
+ONNX Runtime and on OpenVINO as they run on this CPU, and as the tensorrt layout under exact arithmetic. Means over the
+five, as one split alone moves by a point; float has Wilson's 95 % interval. For each split there are the photos that
+only one of float and int8 gets right, with McNemar's exact probability that chance alone does as much. The photos look
+like training images of ImageNet: compare figures with each other only.
 
 speed: int8 against float, one image of 224 pixels, one thread, files as a bundle has them, in turns of ten runs in one
-process: a device runs one network, and one that another just drove out of the caches is slower. Ratios are taken in each
-turn, as the clock moves, and the median of them is given.
-Where NNCF is installed (`pip install nncf`), its file is a third: MIXED preset, one scale for a tensor of
-activations, overflow fix, cleaned by `cpu_layout` (without that it is much slower on ONNX Runtime), of an ONNX file of
-float images. ResNets have random weights there: their speed does not depend on them.
+process: a device runs one network, and one that another just drove out of the caches is slower. Ratios are taken in
+each turn, as the clock moves, and the median of them is given. Where NNCF is installed (`pip install nncf`), its file
+is a third: MIXED preset, one scale for a tensor of activations, overflow fix, cleaned by `cpu_layout` (else it is
+much slower on ONNX Runtime), of an ONNX file of float images. ResNets have random weights: speed does not depend on
+them.
 
 together: a network, pruned to half its multiply-accumulates, quantized, and both, timed in turns as above; the share is
 the speed-up of both over the product of the two.
@@ -74,6 +75,7 @@ CIFAR_WEIGHTS = {"resnet20": "cifar_resnet/resnet20-12fca82f.th", "resnet56": "c
 FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
 CASES: dict[str, tuple[str, ...]] = {"accuracy": tuple(WEIGHTS), "speed": FAST, "together": FAST[:3]}
 BACKENDS = ("onnxruntime", "openvino")
+SPLITS = 5
 TURNS = 20  # of ten runs
 
 
@@ -119,7 +121,28 @@ def best(session: Session, frames: list[Any]) -> np.ndarray:
 
 def measure_accuracy(name: str, data: Path, frames: list[Any], targets: np.ndarray, folder: Path) -> dict[str, Any]:
     network = create(name, data)
-    held = np.arange(len(frames)) % 5 == 0
+    splits = []
+    for first in range(SPLITS):
+        splits.append(measure_split(network, np.arange(len(frames)) % SPLITS == first, frames, targets, folder))
+        print(f"{name}: {splits[-1]['ptq_seconds']} s", dict(splits[-1]["top1"]), flush=True)
+    keys = list(splits[0]["top1"])
+    mean = {key: round(statistics.mean(split["top1"][key] for split in splits), 2) for key in keys}
+    low, high = wilson_interval(round(mean["float"] * len(frames) / 100), len(frames))
+    sizes = {"float_mb": 4e-6 * sum(p.numel() for p in network.parameters()), "int8_mb": splits[0].pop("int8_mb")}
+    return {
+        **sizes,
+        "top1": mean,
+        "interval_of_float": [round(100 * low, 1), round(100 * high, 1)],
+        "drop": {key: round(mean["float"] - top1, 2) for key, top1 in mean.items() if key != "float"},
+        "ptq_seconds": statistics.median(split["ptq_seconds"] for split in splits),
+        "splits": splits,
+    }
+
+
+def measure_split(
+    network: torch.nn.Module, held: np.ndarray, frames: list[Any], targets: np.ndarray, folder: Path
+) -> dict[str, Any]:
+    """The network quantized on the photos that are ``held``, in every form, on the others."""
     calibration, scored = ([frames[i] for i in np.flatnonzero(part)] for part in (held, ~held))
     start = time.perf_counter()
     quantized = edgecv.quantize(network, calibration, preprocess=FRAMES)
@@ -128,27 +151,24 @@ def measure_accuracy(name: str, data: Path, frames: list[Any], targets: np.ndarr
     cpu, tensorrt = folder / "cpu.onnx", folder / "tensorrt.onnx"
     onnx.save(cpu_layout(model), str(cpu))
     onnx.save(to_tensorrt_layout(model), str(tensorrt))
+    openvino = openvino_from_onnx(cpu, folder)
     found = {
         "float": best(TorchSession.from_network(network, FRAMES), scored),
         "fake-quantized": best(TorchSession.from_network(quantized, FRAMES), scored),
         "cpu layout, exact": exact(cpu, scored),
         "cpu layout, ONNX Runtime": best(session_class("onnxruntime").open(cpu, SessionOptions()), scored),
-        "cpu layout, OpenVINO": best(session_class("openvino").open(cpu, SessionOptions()), scored),
+        "cpu layout, OpenVINO": best(session_class("openvino").open(openvino, SessionOptions()), scored),
         "tensorrt layout, exact": exact(tensorrt, scored),
     }
     right = {key: classes == targets[~held] for key, classes in found.items()}
-    rows = {
-        key: {
-            "top1": round(100 * float(item.mean()), 2),
-            "interval": [round(100 * bound, 1) for bound in wilson_interval(int(item.sum()), len(item))],
-            "same_class_as_float": round(100 * float((found[key] == found["float"]).mean()), 2),
-            "against_float": mcnemar(right["float"], item),
-        }
-        for key, item in right.items()
+    others = [key for key in found if key != "float"]
+    return {
+        "ptq_seconds": round(seconds, 1),
+        "int8_mb": cpu.stat().st_size / 1e6,
+        "top1": {key: round(100 * float(item.mean()), 2) for key, item in right.items()},
+        "same_class_as_float": {key: round(100 * float((found[key] == found["float"]).mean()), 2) for key in others},
+        "against_float": {key: mcnemar(right["float"], right[key]) for key in others},
     }
-    sizes = {"float_mb": 4e-6 * sum(p.numel() for p in network.parameters()), "int8_mb": cpu.stat().st_size / 1e6}
-    print(f"{name}: {seconds:.1f} s, { ({key: row['top1'] for key, row in rows.items()}) }", flush=True)
-    return {"ptq_seconds": round(seconds, 1), "scored": int((~held).sum()), **sizes, "answers": rows}
 
 
 def timed(runs: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
@@ -303,9 +323,9 @@ def readme_table(results: dict[str, Any]) -> str:
     keys = ("float", "cpu layout, ONNX Runtime", "cpu layout, OpenVINO", "cpu layout, exact", "tensorrt layout, exact")
     for name, speed in results["speed"]["networks"].items():
         found = results["accuracy"]["networks"].get(name)
-        top1 = [f"{found['answers'][key]['top1']:.2f}" for key in keys] if found else ["-"] * len(keys)
+        top1 = [f"{found['top1'][key]:.2f}" for key in keys] if found else ["-"] * len(keys)
         if found:
-            low, high = found["answers"]["float"]["interval"]
+            low, high = found["interval_of_float"]
             top1[0] += f" ({low:.1f} to {high:.1f})"
         size = f"{speed['mb']['float']:.1f} to {speed['mb']['int8']:.1f}"
         ratios = ", ".join(f"{speed[backend]['ratio']:.2f}" for backend in ("onnxruntime", "openvino"))

@@ -19,6 +19,7 @@ __all__ = ["LARGEST", "factor_of", "groups_of", "parts_of", "round_with_feedback
 aten = torch.ops.aten
 DAMPING = 0.01  # of the mean second moment, added to each: what calibration has not seen must not blow up
 LARGEST = 8192  # inputs of a layer: its second moments have the square of that
+BLOCK = 64  # columns whose errors reach those behind them in one product
 UNFOLDED = 1 << 21  # values at a time: more are given back to the system and taken again each time
 
 
@@ -64,11 +65,15 @@ def factor_of(moments: Tensor) -> Tensor:
 def sweep(weight: Tensor, factor: Tensor, chosen: Callable[[Tensor, int], Tensor]) -> Tensor:
     """``weight`` ``[groups, outputs, inputs]``, each column ``chosen`` after the errors before it are made up for."""
     left, done = weight.clone(), torch.zeros_like(weight)
-    for index in range(weight.shape[2]):
-        column = left[:, :, index]
-        done[:, :, index] = chosen(column, index)
-        error = (column - done[:, :, index]) / factor[:, index, index, None]
-        left[:, :, index + 1 :] -= error[:, :, None] * factor[:, None, index, index + 1 :]
+    for start in range(0, weight.shape[2], BLOCK):
+        near, end = left[:, :, start : start + BLOCK], min(start + BLOCK, weight.shape[2])
+        errors = torch.zeros_like(near)
+        for place, index in enumerate(range(start, end)):
+            done[:, :, index] = chosen(near[:, :, place], index)
+            error = (near[:, :, place] - done[:, :, index]) / factor[:, index, index, None]
+            near[:, :, place + 1 :] -= error[:, :, None] * factor[:, None, index, index + 1 : end]
+            errors[:, :, place] = error
+        left[:, :, end:] -= errors @ factor[:, start:end, end:]
     return done
 
 
