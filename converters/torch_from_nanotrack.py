@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -31,14 +31,18 @@ VERSIONS = (
 )
 
 
-def torch_from_nanotrack(backbone: str | Path, head: str | Path) -> NanoTrack:
+def torch_from_nanotrack(backbone: str | Path, head: str | Path, **options: Any) -> NanoTrack:
     """Load the weights of a published pair into our network of the same version, which takes any crop and batch.
 
     The batch norms that the files have folded into their convolutions become the identity. The network is returned, in
     eval mode, if it gives the files' answers on ONNX Runtime to 1e-4, absolute and relative.
 
+    Args:
+        options: of the variant that is wanted then, such as ``search=191``, ``color="rgb"`` or ``window=0.455``: what
+            the layers' shapes do not depend on.
+
     Raises:
-        InputError: a file is missing or is no ONNX file.
+        InputError: a file is missing or is no ONNX file, or an option changes the layers.
         ConversionError: the files are not NanoTrack v1 or v2, or the network's answers differ.
         BackendUnavailable: ONNX Runtime is not installed.
     """
@@ -50,9 +54,18 @@ def torch_from_nanotrack(backbone: str | Path, head: str | Path) -> NanoTrack:
             for modules, layers in zip(wanted, parts, strict=True):
                 _fill(modules, layers)
             _compare(network, Path(backbone), Path(head))
-            return network
+            return _with_options(name, network, options) if options else network
     found = " and ".join(str(len(layers)) for layers in parts)
     raise ConversionError(f"{backbone} and {head} have {found} layers, not those of NanoTrack v1 or v2")
+
+
+def _with_options(name: str, network: NanoTrack, options: dict[str, Any]) -> NanoTrack:
+    wanted = cast(NanoTrack, create_tracker(name, **options).eval())
+    try:
+        wanted.load_state_dict(network.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"{', '.join(options)}: published weights keep their layers' shapes") from error
+    return wanted
 
 
 Layer = tuple[Floats, Floats | None]  # weight and bias, as PyTorch has them

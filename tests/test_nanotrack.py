@@ -17,6 +17,7 @@ for _name in ("torch", "onnx", "onnxruntime", "opencv"):
 import onnx  # noqa: E402  (after the check that it is there)
 import torch  # noqa: E402
 
+from edgecv.converters.torch_from_nanotrack import torch_from_nanotrack  # noqa: E402
 from edgecv.models.siamese import SearchBranch, TemplateBranch, create_tracker  # noqa: E402
 from edgecv.models.siamese.branches import Siamese  # noqa: E402
 from edgecv.models.weights import read_weights  # noqa: E402
@@ -38,8 +39,12 @@ def _network(data: Path, version: str) -> Siamese:
     return network.eval()
 
 
+def _pair(data: Path, version: str) -> list[Path]:
+    return [data / f"weights/nanotrack/nanotrack{version}_{part}.onnx" for part in ("backbone", "head")]
+
+
 def _published(data: Path, version: str, part: str) -> OrtSession:
-    return OrtSession(data / f"weights/nanotrack/nanotrack{version}_{part}.onnx", ONE)
+    return OrtSession(_pair(data, version)[part == "head"], ONE)
 
 
 def _any_size(source: Path, target: Path) -> Path:
@@ -108,6 +113,22 @@ def test_a_real_sequence_is_followed(data: Path, version: str, tmp_path: Path) -
     scores = score_sequence(run_sequence(_tracker(data, version, tmp_path), sequence))
     assert scores.success > 0.7
     assert scores.precision > 0.95
+
+
+@pytest.mark.parametrize("search", [191, 209, 239])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_other_search_crops_follow_with_the_same_weights(data: Path, version: str, search: int) -> None:
+    network = torch_from_nanotrack(*_pair(data, version), search=search)
+    branches = TemplateBranch(network), SearchBranch(network)
+    template, search_graph = (TorchSession(part, part.inputs, part.outputs, ONE) for part in branches)
+    tracker = Tracker(template, search_graph, network.settings)
+    sequence = _part(open_sequences(data / "tracking" / "vot15_car1")[0], 20)
+    assert score_sequence(run_sequence(tracker, sequence)).success > 0.7
+
+
+def test_what_published_weights_do_not_fit_is_refused(data: Path) -> None:
+    with pytest.raises(InputError, match="width: published weights keep their layers' shapes"):
+        torch_from_nanotrack(*_pair(data, "v1"), width=0.5)
 
 
 def _confidence(tracker: Tracker, observation: Observation) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 
@@ -78,9 +79,9 @@ def test_a_huge_logit_gives_a_finite_loss() -> None:
 
 def test_the_cells_of_each_head_lie_where_it_reads_them() -> None:
     like = torch.zeros(1)
-    assert grid(1, 3, 8, middle=True, like=like)[0].tolist() == [-8, 0, 8]
-    assert grid(4, 1, 16, middle=False, like=like)[1].tolist() == [-32, -16, 0, 16]
-    assert grid(4, 1, 16, middle=True, like=like)[1].tolist() == [-24, -8, 8, 24]
+    assert grid((1, 3), 8, like=like)[0].tolist() == [-8, 0, 8]
+    assert grid((4, 1), 16, like=like)[1].tolist() == [-32, -16, 0, 16]
+    assert grid((4, 1), 16, like=like, first=(-24, 0))[1].tolist() == [-24, -8, 8, 24]
 
 
 def test_what_the_losses_want_is_what_the_runtime_s_heads_read() -> None:
@@ -91,9 +92,11 @@ def test_what_the_losses_want_is_what_the_runtime_s_heads_read() -> None:
 
     score, sides = torch.full((1, 2, 6, 6), 0.0), torch.ones(1, 4, 6, 6)
     score[0, 1, 2, 4] = 9.0
-    for kind, middle in (("peak", True), ("points", False), ("anchors", False)):
-        x, y = (float(value.view(6, 6)[2, 4]) for value in grid(6, 6, 8, middle=middle, like=score))
-        settings = TrackerSettings(head=kind, stride=8, ratios=(1.0,), rate=1.0)  # type: ignore[arg-type]  # one of the three
+    kinds: tuple[Literal["peak", "points", "anchors"], ...] = ("peak", "points", "anchors")
+    for kind in kinds:
+        settings = TrackerSettings(head=kind, exemplar=23, search=47, stride=8, ratios=(1.0,), rate=1.0)
+        first = (-20.0, -20.0) if kind == "peak" else (settings.origin(6), settings.origin(6))
+        x, y = (float(value.view(6, 6)[2, 4]) for value in grid((6, 6), 8, like=score, first=first))
         if kind == "points":
             sides[0, :, 2, 4] = torch.tensor([20.0, 14, 20, 14])
         elif kind == "anchors":
@@ -143,7 +146,7 @@ def _cells(logit: float = 0.0, factor: float = 1.0) -> float:
     """5x5 cells 16 pixels apart, a target of 64x64: 5 are in its inner ellipse, 12 outside the outer one."""
     score = torch.zeros(1, 2, 5, 5)
     score[0, 1, 2, 2] = logit
-    x, y = (value.view(5, 5) for value in grid(5, 5, 16, middle=False, like=score))
+    x, y = (value.view(5, 5) for value in grid((5, 5), 16, like=score))
     sides = torch.stack([32 + x, 32 + y, 32 - x, 32 - y])[None] * factor
     return float(anchor_free_loss(score, sides, _target(), 16))
 

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a .safetensors checkpoint of edgecv, or an .onnx file of any network")
     parser.add_argument("head", nargs="?", type=Path, help="with --from nanotrack: the head; model is the backbone")
     parser.add_argument("--from", dest="origin", choices=("nanotrack",), help="a published tracker of two .onnx files")
+    parser.add_argument(
+        "--search", type=int, metavar="PIXELS",
+        help="with --from nanotrack: side of the search crop (default: 255, as published); 191 takes half the time, "
+        "for targets that move by less than their own size from frame to frame",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="the bundle: a folder that does not exist, or is empty")
     parser.add_argument(
         "--backends",
@@ -65,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         return convert_nanotrack(args)
     if args.head is not None:
         raise InputError(f"convert takes one file, or two with --from nanotrack; got {args.model} and {args.head}")
+    if args.search is not None:
+        raise InputError("--search is for --from nanotrack: any other tracker is trained for the crop that it has")
     if args.model.suffix not in (".safetensors", ".onnx"):
         raise InputError(f"convert takes a .safetensors checkpoint or an .onnx file, got {args.model}")
     checkpoint = _read(args.model) if args.model.suffix == ".safetensors" else None

@@ -29,7 +29,8 @@ def convert_nanotrack(args: argparse.Namespace) -> int:
     if args.head is None:
         raise InputError("NanoTrack is two files: edgecv convert --from nanotrack backbone.onnx head.onnx --out DIR")
     _check(args)
-    return convert_siamese(args, torch_from_nanotrack(args.model, args.head))
+    options = {} if args.search is None else {"search": args.search}
+    return convert_siamese(args, torch_from_nanotrack(args.model, args.head, **options))
 
 
 def is_tracker(network: object) -> bool:

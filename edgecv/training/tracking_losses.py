@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,7 +28,7 @@ def balanced_logistic_loss(logits: Tensor, targets: Tensor, stride: float, radiu
         targets: ``[batch, 5]``, as ``TrackingPairs`` has them.
     """
     _check(targets, logits)
-    x, y = grid(logits.shape[2], logits.shape[3], stride, middle=True, like=logits)
+    x, y = grid(logits.shape[2:], stride, like=logits, first=[-stride * (count - 1) / 2 for count in logits.shape[2:]])
     apart = torch.hypot(x[None] - targets[:, 0, None], y[None] - targets[:, 1, None])
     positive = (apart <= radius) & (targets[:, 4, None] > 0)
     values = functional.softplus(torch.where(positive, -1.0, 1.0) * logits.flatten(1))
@@ -53,7 +55,7 @@ def anchor_loss(
     """
     _check(targets, score, offsets)
     count, (rows, columns) = len(anchors), score.shape[2:]
-    x, y = grid(rows, columns, stride, middle=False, like=score)
+    x, y = grid(score.shape[2:], stride, like=score)
     sides = anchors.to(score).repeat_interleave(rows * columns, 0)
     placed = torch.cat([torch.stack([x, y], 1).repeat(count, 1), sides], 1)  # [anchors * cells, 4]
     overlap = _iou(placed[None], targets[:, None, :4])
@@ -67,7 +69,14 @@ def anchor_loss(
     return _cross_entropy(logits, positive, chosen) + box_weight * boxes
 
 
-def anchor_free_loss(score: Tensor, sides: Tensor, targets: Tensor, stride: float, box_weight: float = 1.0) -> Tensor:
+def anchor_free_loss(
+    score: Tensor,
+    sides: Tensor,
+    targets: Tensor,
+    stride: float,
+    box_weight: float = 1.0,
+    first: Sequence[float] | None = None,
+) -> Tensor:
     """SiamBAN's, which NanoTrack is trained with: cross-entropy over at most 64 cells of a pair, and 1 - IoU.
 
     A cell is positive in the ellipse with a quarter of the target's sides as its half axes, negative outside that with
@@ -80,9 +89,10 @@ def anchor_free_loss(score: Tensor, sides: Tensor, targets: Tensor, stride: floa
         sides: ``[batch, 4, rows, columns]``, distances in pixels to left, top, right and bottom, above 0.
         targets: ``[batch, 5]``, as ``TrackingPairs`` has them.
         box_weight: of the second part.
+        first: where the first row and column of cells lie, as ``grid`` takes it.
     """
     _check(targets, score, sides)
-    x, y = grid(score.shape[2], score.shape[3], stride, middle=False, like=score)
+    x, y = grid(score.shape[2:], stride, like=score, first=first)
     across, down = x[None] - targets[:, 0, None], y[None] - targets[:, 1, None]
     w, h = targets[:, 2, None], targets[:, 3, None]
     present = targets[:, 4, None] > 0
@@ -96,16 +106,18 @@ def anchor_free_loss(score: Tensor, sides: Tensor, targets: Tensor, stride: floa
     return _cross_entropy(score.flatten(2), positive, chosen) + box_weight * boxes
 
 
-def grid(rows: int, columns: int, stride: float, *, middle: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y of each cell of an answer, ``[rows * columns]``, in pixels from the search crop's centre.
+def grid(
+    shape: Sequence[int], stride: float, *, like: Tensor, first: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor]:
+    """x and y of each cell of an answer of ``shape`` rows and columns, in pixels from the search crop's centre.
 
-    With ``middle`` the middle of the map lies there, as a ``"peak"`` head has it; otherwise the cell whose number is
-    half their count, as the others have it.
+    ``first`` is where the first row and the first column lie; without it, the ones whose number is half their count
+    are at the centre.
     """
+    starts = first or [-stride * (count // 2) for count in shape]
     places = [
-        (torch.arange(count, dtype=like.dtype, device=like.device) - ((count - 1) / 2 if middle else count // 2))
-        * stride
-        for count in (rows, columns)
+        start + stride * torch.arange(count, dtype=like.dtype, device=like.device)
+        for start, count in zip(starts, shape, strict=True)
     ]
     y, x = torch.meshgrid(*places, indexing="ij")
     return x.flatten(), y.flatten()

@@ -48,7 +48,8 @@ class Tracking:
         (box,) = rest
         if self._settings.head == "anchors":
             return anchor_loss(score, box, targets, stride, self._anchors, weight)
-        return anchor_free_loss(score, box, targets, stride, weight)
+        first = [self._settings.origin(count) for count in score.shape[2:]]
+        return anchor_free_loss(score, box, targets, stride, weight, first)
 
     def validate(self, network: nn.Module, batches: Batches) -> Validation:
         total, areas, apart, seen, found = 0.0, 0.0, 0.0, 0, 0

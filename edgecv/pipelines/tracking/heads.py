@@ -123,7 +123,7 @@ class Grid:
     """
 
     def __init__(self, shape: tuple[int, ...], settings: TrackerSettings, count: int = 1) -> None:
-        rows, columns = ((np.arange(side) - side // 2) * settings.stride for side in shape)
+        rows, columns = (settings.origin(side) + np.arange(side) * settings.stride for side in shape)
         y, x = np.meshgrid(rows, columns, indexing="ij")
         self.x, self.y = x.ravel().astype(np.float32), y.ravel().astype(np.float32)
         self.window = np.tile(np.float32(settings.window) * _hanning(shape).ravel(), count)

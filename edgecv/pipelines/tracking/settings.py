@@ -68,3 +68,12 @@ class TrackerSettings:
             raise InputError(f"anchors need ratios and a side above 0, got {self.ratios!r} and {self.anchor!r}")
         if self.scales % 2 != 1 or not 1 <= self.scales <= 9 or not 1 <= self.step <= 2:
             raise InputError(f"scales is odd, 1 to 9, and step 1 to 2, got {self.scales!r} and {self.step!r}")
+
+    def origin(self, cells: int) -> float:
+        """Where the first of a row of cells lies, in pixels from the search crop's centre.
+
+        A ``"points"`` head has a cell at every stride from the crop's corner on, as NanoTrack's paddings give it (its
+        own grid, for crops of 255 pixels, is this one); ``"anchors"`` have the cell whose number is half of all at the
+        centre.
+        """
+        return -(self.search + 1) / 2 if self.head == "points" else -float(cells // 2 * self.stride)
