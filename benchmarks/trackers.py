@@ -1,6 +1,6 @@
 """NanoTrack v1 and v2 on real sequences: accuracy, an honest status, and speed beside OpenCV's TrackerNano.
 
-    EDGECV_DATA=… python benchmarks/trackers.py [--accuracy] [--status] [--speed] [--int8] [--frames N]
+    EDGECV_DATA=… python benchmarks/trackers.py [--accuracy] [--status] [--fast] [--speed] [--int8] [--frames N]
 
 Everything but --int8 by default. Runs on the published ONNX pairs, one thread, all frames of the four sequences.
 Results go to benchmarks/results/trackers.json; a part that was not asked for stays as it was. Close everything else
@@ -79,6 +79,7 @@ INT8 = QuantizeConfig(layer_bits={"sides": 0, "logits": 0})
 PHOTOS = 64
 CALIBRATED_ON = ("vot13_car", "vot15_car1")
 ROUNDS = 5
+STEPS = (3, 6, 12)
 # What OpenCV 5.0 tracks with (modules/video/src/tracking/tracker_nano.cpp).
 AS_OPENCV = {"color": "rgb", "penalty": 0.055, "window": 0.455, "rate": 0.37}
 SMALL = {**AS_OPENCV, "search": 191}
@@ -177,6 +178,15 @@ class InMemory(TrackSequence):
 
     def __iter__(self) -> Any:
         return iter(self.frames)  # type: ignore[attr-defined]
+
+
+def thinned(sequence: InMemory, step: int) -> InMemory:
+    """Every ``step``-th frame: the target moves so much faster."""
+    found = InMemory.__new__(InMemory)
+    part = slice(None, None, step)
+    TrackSequence.__init__(found, sequence.name, sequence.files[part], sequence.boxes[part], sequence.visible[part])
+    object.__setattr__(found, "frames", sequence.frames[::step])  # type: ignore[attr-defined]
+    return found
 
 
 def any_size(source: Path, target: Path) -> Path:
@@ -280,6 +290,19 @@ def _aucs(constants: Confidence, held: list[Observation]) -> dict[str, Any]:
         **{kind: auc((kind,), True) for kind in absent},
         "frames": len(held),
     }
+
+
+def fast(ways: dict[str, Any], sequences: list[InMemory], version: str) -> dict[str, dict[str, float]]:
+    """Mean success AUC of fast targets: with frames left out, how far a search crop reaches begins to count."""
+    found: dict[str, dict[str, float]] = {}
+    for step in STEPS:
+        few = [thinned(sequence, step) for sequence in sequences]
+        found[f"every {step}"] = {
+            name: round(statistics.mean(score_sequence(run_sequence(tracker, one)).success for one in few), 4)
+            for name, tracker in ways.items()
+        }
+        print(version, "every", step, found[f"every {step}"], flush=True)
+    return found
 
 
 def speed(ways: dict[str, Any], sequences: list[InMemory], version: str) -> dict[str, Any]:
@@ -389,6 +412,7 @@ PARTS: dict[str, Callable[[dict[str, Any], list[InMemory], str], dict[str, Any]]
         **status(ways["edgecv"], sequences, version),
         "edgecv at 191": status_at_191(ways["edgecv at 191"], sequences, version),
     },
+    "fast": fast,
     "speed": speed,
 }
 

@@ -279,6 +279,7 @@ def test_nothing_to_score_against_is_refused(edgecv: Run, bundle: Path, sequence
         (["--from", "nanotrack", "a.onnx", "b.onnx", "--no-parity", "--batch", "1"], "--batch is not for trackers"),
         (["--from", "nanotrack", "a.onnx", "b.onnx", "--no-parity"], "a.onnx does not exist"),
         (["a.onnx", "b.onnx", "--no-parity"], "two with --from nanotrack"),
+        (["a.onnx", "--search", "191", "--no-parity"], "--search is for --from nanotrack"),
     ],
 )
 def test_a_wrong_published_pair_is_refused(edgecv: Run, tmp_path: Path, argv: list[str], telling: str) -> None:
