@@ -18,8 +18,8 @@ is a third: MIXED preset, one scale for a tensor of activations, overflow fix, c
 much slower on ONNX Runtime), of an ONNX file of float images. ResNets have random weights: speed does not depend on
 them.
 
-together: a network, pruned to half its multiply-accumulates, quantized, and both, timed in turns as above; the share is
-the speed-up of both over the product of the two.
+together: a network, pruned to half its multiply-accumulates in multiples of 16 channels, quantized, and both, timed in
+turns as above; the share is the speed-up of both over the product of the two.
 
 qat: CIFAR-10 networks with published weights, quantized, then trained on 25,000 JPEG copies of the training images;
 top-1 on 5,000 test images before and after.
@@ -259,7 +259,7 @@ def measure_speed(name: str, data: Path, calibration: list[Any], folder: Path) -
 
 def measure_together(name: str, data: Path, calibration: list[Any], folder: Path) -> dict[str, Any]:
     network = create(name, data)
-    pruned = edgecv.prune(network, config=edgecv.PruneConfig(macs_ratio=0.5, scope="uniform")).eval()
+    pruned = edgecv.prune(network, config=edgecv.PruneConfig(macs_ratio=0.5, scope="uniform", round_to=16)).eval()
     paths = {
         "float": onnx_from_torch(network, folder / f"{name}.onnx", FRAMES),
         "pruned": onnx_from_torch(pruned, folder / f"{name}-pruned.onnx", FRAMES),

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from openvino import opset13
+
+try:
+    from openvino import opset13
+except ImportError:  # OpenVINO 2024
+    from openvino.runtime import opset13
 
 __all__ = ["suit_kernels"]
 

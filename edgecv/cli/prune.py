@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--importance", help="l1, l2, bn_scale, taylor, hessian or random (default: taylor with --data, or l2)"
     )
     parser.add_argument("--scope", help="global or uniform (default: global with --data, or uniform)")
-    parser.add_argument("--round-to", type=int, default=8, help="leave multiples of so many channels (default: 8)")
+    parser.add_argument(
+        "--round-to", type=int, default=8, help="leave multiples of so many channels (default: 8; for int8, 16)"
+    )
     parser.add_argument("--protect", action="append", default=[], metavar="NAME", help="a layer that stays whole")
     parser.add_argument("--steps", type=int, default=1, help="prune in so many steps (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of random importance and of training (default: 0)")
