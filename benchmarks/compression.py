@@ -76,7 +76,7 @@ FAST = ("mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50")
 CASES: dict[str, tuple[str, ...]] = {"accuracy": tuple(WEIGHTS), "speed": FAST, "together": FAST[:3]}
 BACKENDS = ("onnxruntime", "openvino")
 SPLITS = 5
-TURNS = 20  # of ten runs
+TURNS = 60  # of ten runs
 
 
 def photos(data: Path) -> tuple[list[Any], np.ndarray]:
