@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="origin", choices=("nanotrack",), help="a published tracker of two .onnx files")
     parser.add_argument(
         "--search", type=int, metavar="PIXELS",
-        help="with --from nanotrack: side of the search crop (default: 255, as published); 191 takes half the time, "
-        "for targets that move by less than their own size from frame to frame",
+        help="with --from nanotrack: side of the search crop (default: 255, as published); 191 takes two thirds "
+        "of the time, for targets that move by less than their own size from frame to frame",
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="the bundle: a folder that does not exist, or is empty")
     parser.add_argument(
