@@ -16,6 +16,7 @@ __all__ = ["suit_kernels"]
 STEPS = ("Convert", "Multiply", "Reshape", "Squeeze", "Subtract", "Transpose", "Unsqueeze")
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 BYTES = ("i8", "u8")
+ARITHMETIC = {"Multiply": np.multiply, "Subtract": np.subtract}
 LANES = 32  # channels that an int8 pool takes at a time
 
 
@@ -78,7 +79,7 @@ def _channels(pool: Any) -> int:
 
 def _pool_floats(pool: Any) -> None:
     """Let a pool read what is quantized in front of it, if what follows quantizes its maxima alike."""
-    before, alone = _upwards(pool.input_value(0)), len(list(pool.output(0).get_target_inputs())) == 1
+    before, alone = _rounding(pool.input_value(0)), len(list(pool.output(0).get_target_inputs())) == 1
     after = next(iter(pool.output(0).get_target_inputs())).get_node() if alone else None
     if before is None or after is None or after.get_type_name() != "FakeQuantize":
         return
@@ -86,21 +87,43 @@ def _pool_floats(pool: Any) -> None:
         pool.input(0).replace_source_output(before.input_value(0))
 
 
-def _upwards(values: Any) -> Any:
-    """The FakeQuantize that values come from by steps that nothing else reads."""
+def _rounding(values: Any) -> Any:
+    """The FakeQuantize that alone makes ``values``: what follows it brings its levels back to what they stand for."""
+    steps: list[tuple[str, float]] = []
     while len(list(values.get_target_inputs())) == 1:
         node = values.get_node()
-        if node.get_type_name() == "FakeQuantize":
-            return node
-        if node.get_type_name() not in STEPS:
+        kind = node.get_type_name()
+        if kind == "FakeQuantize":
+            return node if _undone(_bounds(node), steps) else None
+        constant = _constant(node.input_value(1)) if kind in ARITHMETIC else None
+        if constant is not None:
+            steps.insert(0, (kind, constant))
+        elif kind != "Convert":
             return None
         values = node.input_value(0)
     return None
 
 
+def _undone(bounds: list[float] | None, steps: list[tuple[str, float]]) -> bool:
+    """Whether ``steps`` bring the ends of what a FakeQuantize gives to the ends of what it takes."""
+    if bounds is None:
+        return False
+    ends = np.array(bounds[2:4])
+    for kind, constant in steps:
+        ends = ARITHMETIC[kind](ends, constant)
+    return bool(np.allclose(ends, bounds[:2], rtol=1e-5, atol=0))
+
+
+def _constant(values: Any) -> float | None:
+    """What a constant of one number holds, which may be converted."""
+    node = values.get_node()
+    if node.get_type_name() == "Convert":
+        return _constant(node.input_value(0))
+    return float(node.data.reshape(())) if node.get_type_name() == "Constant" and node.data.size == 1 else None
+
+
 def _bounds(quantize: Any) -> list[float] | None:
-    """Its bounds and levels, where they are one for all channels."""
-    found = [quantize.input_value(index).get_node() for index in range(1, 5)]
-    if any(node.get_type_name() != "Constant" or node.data.size != 1 for node in found):
-        return None
-    return [*(float(node.data.reshape(())) for node in found), float(quantize.get_attributes()["levels"])]
+    """Its four bounds, in the order of its inputs, and its levels, where they are one for all channels."""
+    found = [_constant(quantize.input_value(index)) for index in range(1, 5)]
+    known = [bound for bound in found if bound is not None]
+    return [*known, float(quantize.get_attributes()["levels"])] if len(known) == len(found) else None

@@ -96,11 +96,13 @@ def test_frames_that_something_else_reads_too_are_left_alone(tmp_path: Path) -> 
     assert operators(write(tmp_path, twice=True)[0]).count("FakeQuantize") == 1
 
 
-def write_pool(folder: Path, channels: int = 40, *, step_after: float = 0.02, twice: bool = False) -> Path:
+def write_pool(
+    folder: Path, channels: int = 40, *, step_after: float = 0.02, read_step: float = 0.02, twice: bool = False
+) -> Path:
     """Maxima of quantized maps, quantized."""
     nodes = [
         helper.make_node("QuantizeLinear", ["maps", "step", "zero"], ["levels"]),
-        helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["values"]),
+        helper.make_node("DequantizeLinear", ["levels", "read_step", "zero"], ["values"]),
         helper.make_node("MaxPool", ["values"], ["maxima"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("QuantizeLinear", ["maxima", "step_after", "zero"], ["few"]),
         helper.make_node("DequantizeLinear", ["few", "step_after", "zero"], ["answer"]),
@@ -112,6 +114,7 @@ def write_pool(folder: Path, channels: int = 40, *, step_after: float = 0.02, tw
     held = [
         constant("step", np.float32(0.02)),
         constant("step_after", np.float32(step_after)),
+        constant("read_step", np.float32(read_step)),
         constant("zero", np.uint8(99)),
     ]
     graph = helper.make_graph(
@@ -124,7 +127,7 @@ def write_pool(folder: Path, channels: int = 40, *, step_after: float = 0.02, tw
 
 @pytest.mark.parametrize(
     ("settings", "quantized"),
-    [({}, 1), ({"channels": 64}, 2), ({"step_after": 0.03}, 2), ({"twice": True}, 2)],
+    [({}, 1), ({"channels": 64}, 2), ({"step_after": 0.03}, 2), ({"read_step": 0.013}, 2), ({"twice": True}, 2)],
 )
 def test_maxima_of_odd_numbers_of_channels_are_taken_in_float(
     tmp_path: Path, settings: dict[str, Any], quantized: int
