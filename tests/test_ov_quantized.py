@@ -127,7 +127,7 @@ def write_pool(
 
 @pytest.mark.parametrize(
     ("settings", "quantized"),
-    [({}, 1), ({"channels": 64}, 2), ({"step_after": 0.03}, 2), ({"read_step": 0.013}, 2), ({"twice": True}, 2)],
+    [({}, 1), ({"channels": 64}, 2), ({"step_after": 0.03}, 2), ({"read_step": 0.0131}, 2), ({"twice": True}, 2)],
 )
 def test_maxima_of_odd_numbers_of_channels_are_taken_in_float(
     tmp_path: Path, settings: dict[str, Any], quantized: int
