@@ -14,7 +14,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor, fx, nn  # noqa: E402
 
 from edgecv.compression.capture import PRODUCTS, capture, is_call, parameter  # noqa: E402
-from edgecv.compression.feedback import rows_of  # noqa: E402
+from edgecv.compression.feedback import factor_of, rows_of, sweep  # noqa: E402
 from edgecv.compression.gptq import TRUST, round_to_outputs  # noqa: E402
 from edgecv.compression.quantizers import WeightQuantizer  # noqa: E402
 
@@ -107,3 +107,17 @@ def test_layers_of_other_kinds_are_left_alone() -> None:
     before = weight.clone()
     assert not round_to_outputs(product, weight, _quantizer(weight), [torch.rand(2, 3, 9)], [torch.rand(2, 4, 7)])
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("width", [1, 64, 65, 150])
+def test_errors_reach_every_column_behind_them_across_blocks(width: int) -> None:
+    random = torch.Generator().manual_seed(width)
+    weight = torch.randn(2, 3, width, generator=random, dtype=torch.float64)
+    rows = torch.randn(2, width, 2 * width, generator=random, dtype=torch.float64)
+    factor = factor_of(rows @ rows.transpose(1, 2) + torch.eye(width, dtype=torch.float64))
+    left, wanted = weight.clone(), torch.zeros_like(weight)
+    for index in range(width):
+        wanted[:, :, index] = left[:, :, index].round()
+        error = (left[:, :, index] - wanted[:, :, index]) / factor[:, index, index, None]
+        left[:, :, index:] -= error[:, :, None] * factor[:, None, index, index:]
+    assert torch.equal(sweep(weight, factor, lambda column, index: column.round()), wanted)
